@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import gc
 import json
 import os
 import random
@@ -41,6 +42,14 @@ def shared_data() -> Path:
     if not (path / "INDEX.md").is_file():
         pytest.skip(f"real data not present at {path} (set LLAMITA_SHARED_DATA)")
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_full_collections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training collects garbage before its first step, here among the objects of all tests: that takes longer than
+    the training. Only the youngest are collected."""
+    collect = gc.collect
+    monkeypatch.setattr(gc, "collect", lambda generation=0: collect(generation))
 
 
 def build_engine(*targets: str) -> Path:

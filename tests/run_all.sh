@@ -30,6 +30,7 @@ if [ "$WHAT" = all ]; then
     cmake --build build/tsan --target test_thread_pool test_session test_identity
     ctest --test-dir build/tsan --output-on-failure -R '^test_(thread_pool|session)$'
     build/tsan/test_identity 8
+    build/asan/test_identity 200
 fi
 
 echo "== pytest, in two processes"

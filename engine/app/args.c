@@ -73,7 +73,7 @@ static const flag FLAGS[] = {
      "DRY: number of last tokens that are searched for repetitions (4096)"},
     {'s', "seed", "S", FLAG_SEED, FIELD(seed), 0, 0, "random seed; the same seed gives the same text (random)"},
     {'n', "max-new-tokens", "N", FLAG_WHOLE, FIELD(num_new_tokens), 0, INT32_MAX,
-     "maximum number of new tokens; 0: until the context is full (256; chat: 512)"},
+     "maximum number of new tokens; 0: no limit but a full context (256; chat: 512)"},
     {'i', "prompt", "TEXT", FLAG_TEXT, FIELD(prompt), 0, 0,
      "text to continue, - for stdin (what is piped in); chat: the first question"},
     {'f', "prompt-file", "FILE", FLAG_TEXT, FIELD(prompt_file), 0, 0, "read the prompt from this file; - is stdin"},
@@ -96,6 +96,17 @@ static const flag FLAGS[] = {
      "number of threads; 0: chosen by model size and machine (0)"},
     {'c', "context", "N", FLAG_WHOLE, FIELD(context_tokens), 0, INT32_MAX,
      "context size in tokens; 0: the model's context (0)"},
+    {0, "context-full", "HOW", FLAG_TEXT, FIELD(context_full), 0, 0,
+     "a full context: stop, or shift: drop the older half of what is not kept and go on (stop; not in a chat)"},
+    {0, "keep", "N", FLAG_WHOLE, FIELD(num_keep), -1, INT32_MAX,
+     "shift: tokens of the prompt that are never dropped, besides BOS; -1: all (0)"},
+    {0, "rope-scaling", "TYPE", FLAG_TEXT, FIELD(rope_scaling), 0, 0,
+     "RoPE beyond the trained context: none, linear, ntk or yarn (the model's)"},
+    {0, "rope-scale", "N", FLAG_REAL, FIELD(rope_scale), 1, 1e4,
+     "how many times the trained context -c may be (the model's)"},
+    {0, "rope-freq-base", "X", FLAG_REAL, FIELD(rope_freq_base), 1, 1e30, "RoPE base (the model's)"},
+    {0, "yarn-orig-ctx", "N", FLAG_WHOLE, FIELD(yarn_orig_ctx), 1, 1 << 24,
+     "yarn: trained context in tokens (the model's)"},
     {0, "kv", "TYPE", FLAG_TEXT, FIELD(kv_type), 0, 0, "KV-cache type: f16, f32 or q8 (f16)"},
     {0, "speculation", "WHEN", FLAG_TEXT, FIELD(speculation), 0, 0,
      "speculative decoding, which never changes the text: auto, off or always (auto)"},
@@ -229,7 +240,8 @@ options parse_args(int argc, char **argv) {
                  .dry_base = 1.75,
                  .dry_allowed_length = 2,
                  .dry_window = 4096,
-                 .num_new_tokens = -1};
+                 .num_new_tokens = -1,
+                 .num_keep = -2};
     o.model_path = model_inside(&o.mode);
     o.model_inside = o.model_path != NULL;
     for (int i = 1; i < argc; i++) {
@@ -259,6 +271,11 @@ options parse_args(int argc, char **argv) {
     if (!chats && strcmp(o.mode, "generate") != 0) fail("-m: expected generate or chat, found '%s'", o.mode);
     if (!chats && (o.system || o.no_rolling))
         fail("%s: only in a chat (-m chat)", o.system ? "--system" : "--no-rolling");
+    if (o.context_full && chats)
+        fail("--context-full: not in a chat, which forgets its oldest turns (see --no-rolling)");
+    o.shifts = o.context_full && parse_enum("context-full", o.context_full, "stop shift") == 1;
+    if (o.num_keep != -2 && !o.shifts) fail("--keep: only with --context-full shift");
+    if (o.num_keep == -2) o.num_keep = 0;
     if (o.prompt && o.prompt_file) fail("expected one prompt, found a text and --prompt-file; give one of them");
     if (o.temperature < 0) o.temperature = chats ? 0.6 : 1;
     if (o.num_new_tokens < 0) o.num_new_tokens = chats ? 512 : 256;

@@ -10,12 +10,14 @@ enum { EXIT_USAGE = 2, EXIT_INTERRUPTED = 130, EXIT_BROKEN_PIPE = 141 };
 /* The strings are borrowed from argv. prompt: NULL if there is none. */
 typedef struct {
     const char *model_path, *prompt, *prompt_file, *tokenizer_path, *pre_tokenizer, *mode, *kernels, *system, *kv_type,
-        *speculation, *prompt_cache;
-    double temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, typical_p,
-        xtc_probability, xtc_threshold, mirostat_tau, mirostat_eta, dry_multiplier, dry_base;
-    int64_t dry_allowed_length, dry_window, top_k, repetition_window, num_new_tokens, num_threads, context_tokens;
+        *speculation, *prompt_cache, *rope_scaling, *context_full;
+    double rope_scale, rope_freq_base, temperature, top_p, min_p, repetition_penalty, presence_penalty,
+        frequency_penalty, typical_p, xtc_probability, xtc_threshold, mirostat_tau, mirostat_eta, dry_multiplier,
+        dry_base;
+    int64_t dry_allowed_length, dry_window, top_k, repetition_window, num_new_tokens, num_threads, context_tokens,
+        yarn_orig_ctx, num_keep;
     uint64_t seed;
-    bool seed_given, no_rolling, verbose, escape;
+    bool seed_given, no_rolling, verbose, escape, shifts;
     bool model_inside;                          /* this program: model_path is its own */
     const char *adapters[LLAMITA_MAX_ADAPTERS]; /* FILE or FILE:SCALE */
     size_t num_adapters;

@@ -161,7 +161,13 @@ static void open_all(app *a, const options *o) {
         .num_threads = (int32_t)o->num_threads,
         .context_tokens = (int32_t)o->context_tokens,
         .kv_type = (llamita_kv_type)parse_enum("kv", o->kv_type, "f16 f32 q8"),
-        .speculation = (llamita_speculation)parse_enum("speculation", o->speculation, "auto off always")};
+        .speculation = (llamita_speculation)parse_enum("speculation", o->speculation, "auto off always"),
+        .rope = {o->rope_scaling
+                     ? (llamita_rope_scaling)(1 + parse_enum("rope-scaling", o->rope_scaling, "none linear ntk yarn"))
+                     : LLAMITA_ROPE_MODEL,
+                 (float)o->rope_scale, (float)o->rope_freq_base, (int32_t)o->yarn_orig_ctx},
+        .context_full = o->shifts ? LLAMITA_CONTEXT_SHIFT : LLAMITA_CONTEXT_STOP,
+        .num_keep = (int32_t)o->num_keep};
     check(llamita_session_open(a->model, &session, &a->session, &error), &error);
     use_adapters(a, o);
     load_prompt_cache(a, o);

@@ -14,10 +14,10 @@
  *   - Processes: in the child of fork(), models, tokenizers, adapters and samplers work as before. A
  *     session with several threads can only be closed there: its threads stayed in the parent, and
  *     feeding it tokens is LLAMITA_ERROR_ARGUMENT. A new session works.
- *   - Determinism: logits and hidden states depend only on the model file, the adapters and their scales, the type of
- *     the KV cache and the token ids. They are bit-identical for any kernels and number of threads,
- *     for any split of the ids into calls, after any rewind, whatever other sequences run in the
- *     same session, and with or without speculation.
+ *   - Determinism: logits and hidden states depend only on the model file, the adapters and their
+ *     scales, the type of the KV cache, the RoPE parameters and the token ids. They are bit-identical
+ *     for any kernels and number of threads, for any split of the ids into calls, after any rewind,
+ *     whatever other sequences run in the same session, and with or without speculation.
  *   - The library never prints, never exits, never reads the environment, and treats every file as
  *     hostile.
  */
@@ -276,12 +276,40 @@ typedef enum {
     LLAMITA_SPECULATION_ALWAYS = 2,
 } llamita_speculation;
 
+typedef enum {
+    LLAMITA_ROPE_MODEL = 0, /* as the model file says */
+    LLAMITA_ROPE_NONE = 1,
+    LLAMITA_ROPE_LINEAR = 2,
+    LLAMITA_ROPE_NTK = 3, /* freq_base * scale^(S / (S - 2)), for a head size of S */
+    LLAMITA_ROPE_YARN = 4,
+} llamita_rope_scaling;
+
+/* RoPE beyond the context that the model was trained with, in place of what its file says. Names and
+ * meaning are llama.cpp's. Divisors of the angles in the file (Llama 3.1) stay; a model with longrope
+ * takes none of these. */
+typedef struct {
+    llamita_rope_scaling scaling; /* MODEL with a scale: the model's type, or linear if it has none */
+    float scale;                  /* 1 to 10000: how many times the context; 0: the model's */
+    float freq_base;              /* 1 to 1e30; 0: the model's */
+    int32_t yarn_orig_ctx;        /* yarn: the context before scaling; 0: the model's */
+} llamita_rope_params;
+
+/* What llamita_generate does when the context is full. */
+typedef enum {
+    LLAMITA_CONTEXT_STOP = 0,
+    LLAMITA_CONTEXT_SHIFT = 1, /* drop the older half of the tokens after those that are kept */
+} llamita_context_full;
+
 typedef struct {
     int32_t num_threads;    /* 0: by model size and the processors available to the process */
-    int32_t context_tokens; /* per sequence, at most the model's context; 0: the model's context */
+    int32_t context_tokens; /* per sequence, 0: the model's context. At most that; with rope, at most its
+                               scale times the original context, or 2^24 where it names no scale */
     int32_t num_sequences;  /* independent texts, each with its own KV cache; 0: one */
     llamita_kv_type kv_type;
     llamita_speculation speculation;
+    llamita_rope_params rope;
+    llamita_context_full context_full;
+    int32_t num_keep; /* SHIFT: how many tokens of the prompt are kept besides BOS; -1: all */
 } llamita_session_params;
 
 /* params may be NULL. The model must outlive the session. */
@@ -460,7 +488,8 @@ typedef struct {
 
 /* Gets the pieces of a text as they are generated. Returns whether to go on. It must not feed,
  * load, rewind or close the session, nor use the sampler. state: the pointer passed with the callback.
- * Before each part of a prompt (at most 128 tokens) it gets a piece without a token. */
+ * Before each part of a prompt (at most 128 tokens), and of what is computed again when the context is
+ * full, it gets a piece without a token. */
 typedef bool (*llamita_piece_callback)(void *state, const llamita_piece *piece);
 
 /* Generates a text that begins with ids[num_ids], on sequence 0. The tokens that it already holds
@@ -469,7 +498,12 @@ typedef bool (*llamita_piece_callback)(void *state, const llamita_piece *piece);
  * token. Ends at an end token, after max_new_tokens (-1: no limit), when the context is full, or when
  * the callback returns false; all of these are LLAMITA_OK. Afterwards the session holds what was
  * computed: all but the last piece. On failure the pieces so far are valid, and session and sampler can be used again. A model without
- * a tokenizer gives pieces without text. */
+ * a tokenizer gives pieces without text.
+ *
+ * With LLAMITA_CONTEXT_SHIFT a full context does not end the text. Of the tokens after those that are
+ * kept, the older half is dropped, as in llama.cpp; the others are computed again at their new
+ * positions, so that logits still depend on nothing but the ids that the session holds. The text ends
+ * only if there is nothing to drop. */
 LLAMITA_API llamita_status llamita_generate(llamita_session *session, llamita_sampler *sampler, const int32_t *ids,
                                             size_t num_ids, int32_t max_new_tokens, llamita_piece_callback callback,
                                             void *state, llamita_error *error);
@@ -492,9 +526,10 @@ LLAMITA_API llamita_status llamita_generate_text(llamita_session *session, const
 typedef struct {
     int32_t num_threads, context_tokens; /* as in llamita_session_params */
     llamita_kv_type kv_type;
-    int32_t num_parallel; /* requests that run at once, 1 to 512 */
-    int32_t num_cached;   /* ended texts that are kept for prompts that start alike, 0 to 512; the one
-                             that was used least recently goes first */
+    int32_t num_parallel;     /* requests that run at once, 1 to 512 */
+    int32_t num_cached;       /* ended texts that are kept for prompts that start alike, 0 to 512; the one
+                                 that was used least recently goes first */
+    llamita_rope_params rope; /* as in llamita_session_params */
 } llamita_scheduler_params;
 
 /* A number to add to the logit of a token. */

@@ -274,6 +274,13 @@ static inline llamita_model *random_model(const model_shape *shape, tensor_type 
     float *frequency = (float *)(uintptr_t)random_norm(model, head_dim / 2);
     for (int32_t i = 0; i < head_dim / 2; i++) frequency[i] = (float)pow(10000.0, -2.0 * i / head_dim);
     model->rope_frequency = frequency;
+    model->rope = (rope_scaling){.type = ROPE_NONE,
+                                 .base = 10000.0,
+                                 .factor = 1.0,
+                                 .attention_factor = 1.0,
+                                 .original_context = shape->context_tokens,
+                                 .beta_fast = 32.0,
+                                 .beta_slow = 1.0};
     model->rope_attention_factor = 1.0F;
     model->layers = calloc((size_t)shape->num_layers, sizeof *model->layers);
     REQUIRE(model->layers, "out of memory");

@@ -288,6 +288,92 @@ static void test_without_tokenizer(void) {
     free_random_model(model);
 }
 
+/* What a callback got of a text that is longer than any context. */
+typedef struct {
+    int32_t ids[1000];
+    int num_ids;
+    llamita_finish finish;
+} long_text;
+
+static bool receive_long(void *state, const llamita_piece *piece) {
+    long_text *text = state;
+    if (piece->id < 0) return true;
+    text->ids[text->num_ids++] = piece->id;
+    text->finish = piece->finish;
+    return true;
+}
+
+/* The slow, obvious way: a session of its own for each token, which gets all ids that the context
+ * holds. Returns how often it was full. */
+static int generate_shifting(const llamita_model *model, const llamita_session_params *params, const int32_t *prompt,
+                             int32_t num_prompt, int32_t num_kept, const llamita_sampler_params *sampling,
+                             int32_t max_new_tokens, long_text *text) {
+    int32_t held[64], num_held = num_prompt;
+    int num_shifts = 0;
+    llamita_sampler *sampler = open_sampler(sampling, model->info.vocab_size);
+    memcpy(held, prompt, (size_t)num_prompt * sizeof *held);
+    for (int32_t i = 0; i < num_prompt; i++) llamita_sampler_accept(sampler, prompt[i]);
+    while (text->num_ids < max_new_tokens) {
+        int32_t *id = &text->ids[text->num_ids++];
+        llamita_session *session = open_session_with(model, *params);
+        REQUIRE(!llamita_session_feed(session, held, (size_t)num_held, &error), "%s", error.message);
+        REQUIRE(!llamita_sampler_pick(sampler, llamita_session_logits(session), id, &error), "%s", error.message);
+        llamita_sampler_accept(sampler, *id);
+        llamita_session_close(session);
+        if (num_held == params->context_tokens) {
+            const int32_t num_dropped = (num_held - num_kept) / 2;
+            if (num_dropped == 0) break;
+            for (int32_t i = num_kept; i + num_dropped < num_held; i++) held[i] = held[i + num_dropped];
+            num_held -= num_dropped;
+            num_shifts++;
+        }
+        held[num_held++] = *id;
+    }
+    llamita_sampler_close(sampler);
+    return num_shifts;
+}
+
+static void test_shift(void) {
+    static const struct {
+        int32_t num_prompt, num_keep, num_kept; /* kept: with BOS, which the prompt begins with */
+        llamita_kv_type kv_type;
+        int num_shifts;
+    } cases[] = {
+        {10, 0, 1, LLAMITA_KV_F16, 5},   {10, 3, 4, LLAMITA_KV_F32, 5},           {10, -1, 10, LLAMITA_KV_Q8, 6},
+        {40, 0, 1, LLAMITA_KV_Q8, 6},    {40, INT32_MAX, 40, LLAMITA_KV_F16, 33}, {46, -1, 46, LLAMITA_KV_F16, 138},
+        {47, -1, 47, LLAMITA_KV_F16, 0}, {48, 46, 47, LLAMITA_KV_F16, 0},
+    };
+    llamita_model *model = random_model(&small_shape, TENSOR_F32, NULL, 1);
+    model->info.eos_id = -1;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        const llamita_session_params params = {.num_threads = 1, .context_tokens = 48, .kv_type = cases[i].kv_type};
+        llamita_session_params shifting = params;
+        shifting.context_full = LLAMITA_CONTEXT_SHIFT;
+        shifting.num_keep = cases[i].num_keep;
+        shifting.speculation = i % 2 ? LLAMITA_SPECULATION_ALWAYS : LLAMITA_SPECULATION_OFF;
+        const llamita_sampler_params sampling = params_of(i);
+        int32_t prompt[48];
+        for (int32_t t = 0; t < 48; t++) prompt[t] = t == 0 ? model->info.bos_id : random_below(75);
+        static long_text expected, found;
+        expected = found = (long_text){.num_ids = 0};
+        const int num_shifts = generate_shifting(model, &params, prompt, cases[i].num_prompt, cases[i].num_kept,
+                                                 &sampling, 140, &expected);
+        llamita_session *session = open_session_with(model, shifting);
+        llamita_sampler *sampler = open_sampler(&sampling, model->info.vocab_size);
+        REQUIRE(
+            !llamita_generate(session, sampler, prompt, (size_t)cases[i].num_prompt, 140, receive_long, &found, &error),
+            "%s", error.message);
+        CHECK(found.num_ids == expected.num_ids &&
+                  memcmp(found.ids, expected.ids, (size_t)found.num_ids * sizeof *found.ids) == 0,
+              "case %zu: other tokens: %d, expected %d", i, found.num_ids, expected.num_ids);
+        CHECK(num_shifts == cases[i].num_shifts, "case %zu: %d shifts", i, num_shifts);
+        CHECK(found.finish == LLAMITA_FINISH_LENGTH && llamita_session_position(session) <= 48, "case %zu", i);
+        llamita_sampler_close(sampler);
+        llamita_session_close(session);
+    }
+    free_random_model(model);
+}
+
 int main(void) {
     buffer file;
     llamita_model *model = open_model(&file);
@@ -296,6 +382,7 @@ int main(void) {
     test_refusals(model);
     test_text(model);
     test_without_tokenizer();
+    test_shift();
     close_bytes(model);
     free_buffer(&file);
     return check_failures();

@@ -1,7 +1,7 @@
 /* test_identity.c: logits depend on model, adapters, KV type and ids alone: random ways of
  * computing them give the same bits.
  *
- *   test_identity [cases, default 40] [seed]
+ *   test_identity [cases, default 20] [seed]
  *
  * A case takes a model of random type and shape, of each architecture in turn, and some texts with common beginnings. It computes
  * them with random kernels and threads, some with adapters, side by side in random pieces, with
@@ -10,7 +10,7 @@
  */
 #include "random_model.h"
 
-enum { NUM_ADAPTERS = 2, NUM_SETS = 5, NUM_TEXTS = 8, MAX_TOKENS = 160, CASES_PER_MODEL = 10 };
+enum { NUM_ADAPTERS = 2, NUM_SETS = 5, NUM_TEXTS = 8, MAX_TOKENS = 160, CASES_PER_MODEL = 5 };
 
 static llamita_error error;
 
@@ -247,7 +247,7 @@ static void run_case(const subject *s, int number) {
 }
 
 int main(int argc, char **argv) {
-    const int num_cases = argc > 1 ? atoi(argv[1]) : 40;
+    const int num_cases = argc > 1 ? atoi(argv[1]) : 20;
     const uint64_t seed = argc > 2 ? (uint64_t)atoll(argv[2]) : 1;
     static subject s;
     for (int i = 0; i < num_cases && check_num_failures < 10; i++) {

@@ -133,16 +133,20 @@ static bool out_of_memory(llamita_status status) {
         if (again) goto end;                                                                \
     } while (0)
 
-static bool note_piece(void *state, const llamita_piece *piece) {
+/* The ids are noted from the session: a text that fails in the middle comes again. */
+static bool take_piece(void *state, const llamita_piece *piece) {
     (void)state;
-    if (piece->id >= 0) note_results(&piece->id, sizeof piece->id);
-    return true;
+    return piece != NULL;
 }
 
 static void run_model(const char *path, const char *tokenizer, const char *adapter_file) {
     const llamita_model_params params = {.tokenizer_path = tokenizer};
-    const llamita_session_params session_params = {
-        .num_threads = 2, .num_sequences = 2, .kv_type = LLAMITA_KV_Q8, .speculation = LLAMITA_SPECULATION_ALWAYS};
+    const llamita_session_params session_params = {.num_threads = 2,
+                                                   .num_sequences = 2,
+                                                   .kv_type = LLAMITA_KV_Q8,
+                                                   .speculation = LLAMITA_SPECULATION_ALWAYS,
+                                                   .rope = {.scale = 2},
+                                                   .context_full = LLAMITA_CONTEXT_SHIFT};
     const llamita_sampler_params sampling = {
         .temperature = 0.8F, .top_p = 0.9F, .top_k = 5, .repetition_penalty = 1.2F, .repetition_window = 8, .seed = 3};
     const llamita_text_segment segments[] = {{.text = "ab ", .num_bytes = 3, .trusted = true},
@@ -190,8 +194,9 @@ static void run_model(const char *path, const char *tokenizer, const char *adapt
     TRY(llamita_session_rewind(session, 1, &error));
     TRY(llamita_session_score(session, ids, 3, nats, &error));
     note_results(nats, 2 * sizeof *nats);
-    TRY(llamita_generate_text(session, "ab a", 4, &sampling, 0, note_piece, NULL, &error));
-    TRY(llamita_generate_text(session, "ab a", 4, &sampling, 5, note_piece, NULL, &error));
+    TRY(llamita_generate_text(session, "ab a", 4, &sampling, 0, take_piece, NULL, &error));
+    TRY(llamita_generate_text(session, "ab a", 4, &sampling, 25, take_piece, NULL, &error)); /* fills the context */
+    note_results(llamita_session_ids(session), (size_t)llamita_session_position(session) * sizeof *ids);
 end:
     __real_free(logits);
     llamita_sampler_close(sampler);

@@ -126,11 +126,13 @@ static void test_other_origin(void) {
     wrong = open_session_with(model, (llamita_session_params){.context_tokens = 19});
     refuse(wrong, LLAMITA_ERROR_CONTEXT, "at most 19 tokens (the context), found 20");
     llamita_session_close(wrong);
-    ((float *)(uintptr_t)model->rope_frequency)[1] *= 0.5f;
-    wrong = open_session(model, 1);
-    refuse(wrong, LLAMITA_ERROR_FORMAT, "RoPE");
-    llamita_session_close(wrong);
-    ((float *)(uintptr_t)model->rope_frequency)[1] *= 2.0f;
+    static const llamita_rope_params ropes[] = {
+        {.scale = 2}, {.scaling = LLAMITA_ROPE_YARN, .scale = 4}, {.freq_base = 20000}};
+    for (int i = 0; i < 3; i++) {
+        wrong = open_session_with(model, (llamita_session_params){.rope = ropes[i]});
+        refuse(wrong, LLAMITA_ERROR_FORMAT, "RoPE");
+        llamita_session_close(wrong);
+    }
     model->layers[1].query.panels = other->layers[1].query.panels; /* one matrix only */
     wrong = open_session(model, 1);
     refuse(wrong, LLAMITA_ERROR_FORMAT, "of this model");

@@ -12,7 +12,10 @@ static void test_refusals(const llamita_model *model) {
                                             {.num_sequences = -1},
                                             {.num_sequences = 5000},
                                             {.kv_type = (llamita_kv_type)3},
-                                            {.speculation = (llamita_speculation)9}};
+                                            {.speculation = (llamita_speculation)9},
+                                            {.context_full = (llamita_context_full)2},
+                                            {.num_keep = 1},
+                                            {.context_full = LLAMITA_CONTEXT_SHIFT, .num_keep = -2}};
     llamita_session *session = NULL;
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
         CHECK(llamita_session_open(model, &wrong[i], &session, &error) == LLAMITA_ERROR_ARGUMENT, "params %zu", i);

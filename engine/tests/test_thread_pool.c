@@ -8,7 +8,7 @@
 #include "runtime/thread_tuner.h"
 
 #define MAX_WORKERS 8
-#define PHASES 2000
+#define PHASES 500
 
 typedef struct {
     /* Plain integers: only the barrier orders them, which ThreadSanitizer checks. */

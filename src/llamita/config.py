@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -58,12 +60,17 @@ class Option:
     run_specific: bool = False  # differs between any two runs; comparisons leave it out
 
 
-def options_of(config: type[Any]) -> dict[str, Option]:
+_options: dict[type[Any], dict[str, Option]] = {}  # what options_of found: evaluating annotations is slow
+
+
+def options_of(config: type[Any]) -> Mapping[str, Option]:
     """The Option of each annotated field.
 
     A subclass may annotate a field anew, for example to make it positional; what its bases say
     about resuming still holds.
     """
+    if config in _options:
+        return _options[config]
     found: dict[str, Option] = {}
     for base in reversed(config.__mro__):
         for name, hint in typing.get_type_hints(base, include_extras=True).items():
@@ -74,6 +81,7 @@ def options_of(config: type[Any]) -> dict[str, Option]:
                     resume=option.resume or inherited.resume,
                     run_specific=option.run_specific or inherited.run_specific,
                 )
+    _options[config] = found
     return found
 
 
@@ -263,6 +271,15 @@ class PrepareConfig:
     others. Default: UTF-8, or what each file is recognized as."""
     skip_unknown: Annotated[bool, Option(group="documents")] = False
     """Skip files of other types in folders, and name them, instead of refusing the first."""
+    near_duplicates: Annotated[Literal["keep", "report", "drop"], Option("ACTION", group="documents")] = "keep"
+    """What to do with documents that are almost the same as another: keep them, count them (report),
+    or drop them. Of a group with a held-out document, a held-out one is kept."""
+    drop_lines: Annotated[Path | None, Option("FILE", group="documents")] = None
+    """Remove the lines of this file from all documents; `llamita inspect DATA --lines FILE` writes
+    those that repeat."""
+    mask_personal_data: Annotated[bool, Option(group="documents")] = False
+    """Replace mail addresses, telephone numbers, ID numbers and bank accounts by [EMAIL], [PHONE],
+    [ID] and [ACCOUNT]."""
     num_workers: Annotated[int | None, Option(group="advanced")] = None
     """Encoding threads, or processes if only the tokenizers library can encode. Default: one per
     core, fewer for little text."""
@@ -291,6 +308,12 @@ class PrepareConfig:
         check(
             not self.datatrove or self.tokenizer is not None,
             "prepare: --datatrove needs the --tokenizer that the tokens were made with (a tokenizer.json)",
+        )
+        check(
+            not self.datatrove
+            or (self.near_duplicates == "keep" and self.drop_lines is None and not self.mask_personal_data),
+            "prepare: --datatrove links to tokens as they are: --near-duplicates, --drop-lines and "
+            "--mask-personal-data do not apply",
         )
         check(
             self.val_fraction is None or not self.val,
@@ -582,8 +605,8 @@ class FinetuneConfig(RunConfig):
     """Encoding of all files of DATA and --val; utf-8 refuses others. Default: UTF-8, or what each
     file is recognized as."""
     half_width: Annotated[bool, Option(group="data")] = False
-    """Turn the full-width forms of letters, digits and signs of ASCII (U+FF01 to U+FF5E, such as Ａ１！)
-    into half-width ones. Default: no character is changed."""
+    """Turn full-width letters, digits and signs (Ａ１％) into half-width ones; the marks of Chinese
+    sentences (，？！) stay. Default: no character is changed."""
     skip_bad_rows: Annotated[int, Option("N", group="data")] = 0
     """Leave out up to this many rows that cannot be used, and name each."""
     chat_template: Annotated[str | None, Option("NAME|FILE", group="data")] = None
@@ -650,6 +673,143 @@ class FinetuneConfig(RunConfig):
             self.preference is None or self.teacher is None,
             "finetune: --preference and --teacher exclude each other; give one of them",
         )
+
+
+ModelKind = Literal["pairs", "conversation", "refusal"]
+RuleKind = Literal["faq", "heading", "definition", "title_to_text", "text_to_title", "fill_in"]
+SynthesizeKind = Literal[ModelKind, RuleKind]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SynthesizeConfig:
+    """Make conversations for fine-tuning of documents: by the model behind an endpoint, or by
+    rules."""
+
+    sources: tuple[str, ...]
+    """Files or folders, as for `llamita prepare`."""
+    out: Path
+    """File to write (.jsonl), which `llamita finetune` reads. The answers of the model are kept
+    beside it, in PATH.answers: the same command goes on after Ctrl-C, and asks nothing twice."""
+    endpoint: Annotated[str | None, Option("URL", group="model")] = None
+    """OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1."""
+    model: Annotated[str | None, Option("NAME", group="model", short="m")] = None
+    """Name of the model there."""
+    concurrency: Annotated[int, Option(group="model")] = 4
+    """Requests at once."""
+    timeout: Annotated[float, Option("SECONDS", group="model")] = 120.0
+    """Longest time for an answer."""
+    retries: Annotated[int, Option(group="model")] = 6
+    """How often a request is sent again that failed, with growing waits."""
+    body: Annotated[str, Option("JSON", group="model")] = "{}"
+    """Fields to set in each request, such as '{"temperature": 0.3, "max_tokens": 2048}'; null
+    removes one."""
+    price: Annotated[tuple[float, float] | None, Option("X", group="model")] = None
+    """Prices of a million tokens read and of a million written, to print the cost."""
+    dry_run: Annotated[bool, Option(group="model")] = False
+    """Print what would be asked and about how many tokens it takes, and exit."""
+    rules: Annotated[bool, Option(group="questions")] = False
+    """Use no model: make tasks of headings, definitions, lists of questions, titles and gaps."""
+    kinds: Annotated[tuple[SynthesizeKind, ...], Option("KIND", group="questions")] = ()
+    """Only these: pairs, conversation or refusal of a model; faq, heading, definition,
+    title_to_text, text_to_title or fill_in of rules. Default: all."""
+    questions: Annotated[int, Option(group="questions")] = 3
+    """Questions of a kind for each passage."""
+    turns: Annotated[int, Option(group="questions")] = 3
+    """Questions in a conversation."""
+    min_support: Annotated[float, Option("SHARE", group="questions")] = 0.6
+    """Share of an answer's words, those of its question left out, that the passage must have."""
+    passage_bytes: Annotated[int, Option("BYTES", group="questions")] = 2000
+    """Longest passage, in UTF-8. By rules: longest answer."""
+    max_passages: Annotated[int | None, Option(group="questions")] = None
+    """Ask about at most as many passages, chosen by their hashes. Default: all."""
+    prompts: Annotated[Path | None, Option("FOLDER", group="questions")] = None
+    """Folder with prompts of your own. One that does not exist is made, with the built-in prompts to
+    edit, and nothing is asked."""
+    language: Annotated[str, Option("NAME", group="questions")] = "auto"
+    """Prompts to use: en, zh, or another folder of --prompts; auto: by the text."""
+    held_out: Annotated[tuple[Path, ...], Option("PATH", group="held out", repeated=True)] = ()
+    """What to keep apart: a token store (its validation documents), texts, or a file of examples
+    (their questions). May be given several times."""
+    val_fraction: Annotated[float | None, Option("SHARE", group="held out")] = None
+    """Share of the documents to leave out: those that `llamita prepare` holds out with the same
+    share and seed. Default: 0.05, with --held-out 0."""
+    seed: Annotated[int, Option(group="held out")] = 0
+    """Random seed of `llamita prepare`."""
+    val_out: Annotated[Path | None, Option(group="held out")] = None
+    """File to write with the rows of the documents that are left out, for `llamita finetune --val`."""
+    separator: Annotated[str, Option(group="documents")] = "<|endoftext|>"
+    """What ends a document in text files."""
+    split_on: Annotated[Literal["separator", "lines", "blank-lines", "file"], Option("RULE", group="documents")] = (
+        "separator"
+    )
+    """Where documents end: separator, lines, blank-lines or file."""
+    text_key: Annotated[str, Option("NAME", group="documents")] = "text"
+    """Key (.jsonl, .json) or column (.csv, .tsv, .parquet) that holds the text."""
+    encoding: Annotated[str | None, Option("NAME", group="documents")] = None
+    """Encoding of all files. Default: UTF-8, or what each file is recognized as."""
+    skip_unknown: Annotated[bool, Option(group="documents")] = False
+    """Skip files of other types in folders, instead of refusing the first."""
+
+    def __post_init__(self) -> None:
+        where = "synthesize: --"
+        check(len(self.sources) > 0, "synthesize: no DATA given: expected files or folders")
+        for name, low, high in (
+            ("concurrency", 1, 256), ("retries", 0, 100), ("questions", 1, 100), ("turns", 2, 20),
+            ("passage_bytes", 100, 1_000_000), ("max_passages", 1, 1_000_000_000),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            spelled = f"{where}{name.replace('_', '-')}"
+            check_at_most(spelled, value, high)
+            check(value is None or value >= low, f"{spelled}: expected {low:,} to {high:,}, found {str(value)[:60]}")
+        check(0 < self.timeout <= 86_400, f"{where}timeout: expected more than 0, at most 86,400, found {self.timeout}")
+        check(0 <= self.min_support <= 1, f"{where}min-support: expected 0 to 1, found {self.min_support}")
+        check(
+            self.val_fraction is None or 0 <= self.val_fraction <= 0.5,
+            f"{where}val-fraction: expected 0 to 0.5, found {self.val_fraction}",
+        )
+        check(
+            self.price is None or all(0 <= each <= 1e6 for each in self.price),
+            f"{where}price: expected two numbers from 0 to 1,000,000, found {self.price}",
+        )
+        check_seed(f"{where}seed", self.seed)
+        check(self.separator.strip() != "", f"{where}separator: expected some text, found none")
+        check(self.text_key != "", f"{where}text-key: expected a name, found an empty one")
+        check(
+            0 < len(self.language) <= 40 and self.language.replace("-", "").replace("_", "").isalnum(),
+            f"{where}language: expected a name such as en, found {self.language[:60]!r}",
+        )
+        self.body_fields()
+
+    def body_fields(self) -> dict[str, Any]:
+        """--body. Raises ConfigError."""
+        try:
+            fields = json.loads(self.body)
+        except (ValueError, RecursionError):
+            fields = None
+        check(isinstance(fields, dict), f"synthesize: --body: expected a JSON object, found {self.body[:60]!r}")
+        fixed = [name for name in ("model", "messages", "stream", "n") if name in fields]
+        check(not fixed, f"synthesize: --body: {fixed and fixed[0]} cannot be set")
+        return fields
+
+    def check_complete(self) -> None:
+        """Raise ConfigError unless a model or the rules are chosen, and kinds of one of them."""
+        check(
+            self.rules or (self.endpoint is not None and self.model is not None),
+            "synthesize: expected --endpoint URL and --model NAME, or --rules",
+        )
+        check(
+            not self.rules or (self.endpoint is None and self.model is None),
+            "synthesize: --rules use no model; remove --endpoint and --model",
+        )
+        check(not (self.rules and self.dry_run), "synthesize: --dry-run: --rules send no requests; remove it")
+        for path in (self.out, self.val_out):
+            is_named = path is None or path.suffix == ".jsonl"
+            check(is_named, f"synthesize: expected a name that ends with .jsonl, found {path}")
+        check(self.out != self.val_out, "synthesize: --out and --val-out: expected two names, found the same")
+        known = typing.get_args(RuleKind if self.rules else ModelKind)
+        wrong = [kind for kind in self.kinds if kind not in known]
+        by = "by rules" if self.rules else "by a model"
+        check(not wrong, f"synthesize: --kinds: expected {', '.join(known)} {by}, found {wrong and wrong[0]}")
 
 
 def flag(field: str) -> str:

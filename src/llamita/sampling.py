@@ -122,6 +122,19 @@ class ComputeOptions:
     """Room for prompt and new text together; 0 is the model's context."""
     kv_type: Annotated[Literal["f16", "f32", "q8"], Option(name="kv")] = "f16"
     """Type of the KV cache."""
+    rope_scaling: Literal["none", "linear", "ntk", "yarn"] | None = None
+    """RoPE beyond the context that the model was trained with. Default: the model's."""
+    rope_scale: Annotated[float, Option("N")] = 0.0
+    """How many times the trained context --context may be; 0: the model's."""
+    rope_freq_base: float = 0.0
+    """RoPE base; 0: the model's."""
+    yarn_orig_ctx: Annotated[int, Option("TOKENS")] = 0
+    """yarn: the trained context; 0: the model's."""
+
+    @property
+    def has_rope(self) -> bool:
+        """Whether RoPE differs from the model's."""
+        return self.rope_scaling is not None or bool(self.rope_scale or self.rope_freq_base or self.yarn_orig_ctx)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import llamita
 
@@ -72,3 +74,55 @@ def test_same_greedy_tokens(model_path: Path, stock) -> None:
                     session.feed([them])
     print("\n".join(["near-ties:", *ties]))
     assert len({tie.split(" token ")[0] for tie in ties}) <= 3, ties
+
+
+ROPE = (
+    {"rope_scaling": "linear", "rope_scale": 2.0},
+    {"rope_scale": 4.0},
+    {"rope_scaling": "yarn", "rope_scale": 4.0, "yarn_orig_ctx": 512},
+    {"rope_freq_base": 10_000.0},
+    {"rope_scaling": "ntk", "rope_scale": 4.0},
+    {"rope_scaling": "none"},
+)
+
+
+@pytest.mark.parametrize("rope", ROPE, ids=lambda rope: "-".join(map(str, rope.values())))
+def test_rope_options(model_path: Path, rope: dict[str, Any]) -> None:
+    """Log-probabilities after 300 tokens, with llama.cpp's options of the same names. It has no ntk, but a base."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    types = {
+        None: llama_cpp.LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED,
+        "none": llama_cpp.LLAMA_ROPE_SCALING_TYPE_NONE,
+        "linear": llama_cpp.LLAMA_ROPE_SCALING_TYPE_LINEAR,
+        "yarn": llama_cpp.LLAMA_ROPE_SCALING_TYPE_YARN,
+    }
+    with llamita.load(model_path) as model:
+        ids = model.encode("Once upon a time, in a small village by the sea, there lived an old man. " * 16)[:300]
+        plain, ours = (log_softmax(model.logits(ids, num_threads=2, **options)) for options in ({}, rope))
+        head_dim, base = model.info.head_dim, model.info.rope_theta
+    scale, scaling = rope.get("rope_scale", 1.0), rope.get("rope_scaling")
+    if scaling == "ntk":
+        scaling, base, scale = None, base * scale ** (head_dim / (head_dim - 2)), 1.0
+    stock = llama_cpp.Llama(
+        str(model_path), n_ctx=512, n_threads=2, logits_all=True, verbose=False,
+        rope_scaling_type=types[scaling], rope_freq_scale=1 / scale, rope_freq_base=rope.get("rope_freq_base", base),
+        yarn_orig_ctx=rope.get("yarn_orig_ctx", 0),
+    )  # fmt: skip
+    stock.eval(ids)
+    theirs = log_softmax(np.array(stock.scores[: len(ids)], dtype=np.float64))
+    found, changed = difference(ours, theirs), difference(ours, plain)
+    print(f"{rope}: divergence {found:.2e} from llama.cpp, {changed:.2e} from no scaling")
+    assert found < 0.01
+    assert changed > 5 * found or rope == {"rope_scaling": "none"}
+
+
+def log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """[n, V] to natural logarithms of probabilities."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=1, keepdims=True)
+    return wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
+
+
+def difference(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """The mean Kullback-Leibler divergence of rows of logarithms."""
+    return float((np.exp(first) * (first - second)).sum(axis=1).mean())

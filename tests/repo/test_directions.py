@@ -32,13 +32,14 @@ LAYERS = (
     "report",
     "training",
     "finetune",
+    "synthesize",  # conversations made of documents
     "cli",
 )  # fmt: skip
 TORCH_FREE = (
     "errors", "file_lock", "atomic", "json_file", "user_cache", "console", "progress", "config", "limited_process",
     "chat_template_worker", "chat_template", "sampling", "model_card", "web", "engine", "tokenizer", "stories", "data",
-    "batch_generate", "chat", "server", "formats.tensor_table", "formats.tensor_types", "formats.rope_order",
-    "formats.huggingface", "formats.gguf", "formats.gguf_card",
+    "batch_generate", "chat", "server", "synthesize", "formats.tensor_table", "formats.tensor_types",
+    "formats.rope_order", "formats.huggingface", "formats.gguf", "formats.gguf_card",
 )  # fmt: skip
 ENVIRONMENT_READERS = ("cli", "training.distributed", "user_cache")
 

@@ -271,7 +271,7 @@ def test_lifetimes(tiny_models) -> None:
     model = llamita.load(tiny.path, tokenizer=tiny.tokenizer)
     session = model.session()
     del model
-    gc.collect()
+    gc.collect(2)
     session.feed([1, 2, 3])  # the session keeps its model
     session.close()
     session.close()
@@ -279,7 +279,7 @@ def test_lifetimes(tiny_models) -> None:
         session.feed([1])
 
     model = Model(tiny.path, tokenizer=tiny.tokenizer)
-    session, generation = model.session(), model.generate("a")
+    session, generation = model.session(), model.generate("a", seed=1)
     assert next(generation) is not None
     model.close()
     with pytest.raises(EngineError, match="closed"):
@@ -380,7 +380,9 @@ def test_the_binding_is_the_header() -> None:
     for struct, mirror in [
         ("model_info", engine_library.ModelInfoStruct),
         ("model_params", engine_library.ModelParamsStruct),
+        ("rope_params", engine_library.RopeParamsStruct),
         ("session_params", engine_library.SessionParamsStruct),
+        ("scheduler_params", engine_library.SchedulerParamsStruct),
         ("chunk", engine_library.ChunkStruct),
         ("sampler_params", engine_library.SamplerParamsStruct),
     ]:
@@ -401,6 +403,9 @@ def test_the_binding_is_the_header() -> None:
             "constllamita_model*": ctypes.c_void_p,
             "llamita_kv_type": ctypes.c_int,
             "llamita_speculation": ctypes.c_int,
+            "llamita_rope_scaling": ctypes.c_int,
+            "llamita_rope_params": engine_library.RopeParamsStruct,
+            "llamita_context_full": ctypes.c_int,
         }
         expected = [(name, types[kind] * size if size else types[kind]) for name, kind, size in fields]
         assert expected == list(mirror._fields_), struct

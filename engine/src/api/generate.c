@@ -46,7 +46,7 @@ static llamita_status next_piece(generation *g, int32_t previous_id, int32_t id,
     return LLAMITA_OK;
 }
 
-/* Reads what the session does not hold of the prompt. *stopped: by the callback. */
+/* Reads what the session does not hold of these ids. *stopped: by the callback. */
 static llamita_status read_prompt(generation *g, const int32_t *ids, size_t num_ids, bool *stopped,
                                   llamita_error *error) {
     const llamita_piece nothing = {.id = -1, .text = ""};
@@ -63,26 +63,48 @@ static llamita_status read_prompt(generation *g, const int32_t *ids, size_t num_
     return LLAMITA_OK;
 }
 
+/* Drops num_dropped ids after the kept ones, and reads the others again, then the new one. */
+static llamita_status shift(generation *g, int32_t num_kept, int32_t num_dropped, int32_t id, bool *stopped,
+                            llamita_error *error) {
+    const int32_t *held = llamita_session_ids(g->session), first = num_kept + num_dropped;
+    const size_t num_last = (size_t)(llamita_session_position(g->session) - first), kept = (size_t)num_kept;
+    int32_t *ids = malloc((kept + num_last + 1) * sizeof *ids);
+    if (!ids)
+        return error_set(error, LLAMITA_ERROR_MEMORY, "cannot generate: out of memory: %zu ids", kept + num_last + 1);
+    memcpy(ids, held, kept * sizeof *ids);
+    memcpy(ids + kept, held + first, num_last * sizeof *ids);
+    ids[kept + num_last] = id;
+    llamita_status status = session_begin_text(g->session, ids, kept + num_last + 1, error);
+    if (status == LLAMITA_OK) status = read_prompt(g, ids, kept + num_last + 1, stopped, error);
+    free(ids);
+    return status;
+}
+
 static llamita_status generate(generation *g, const int32_t *ids, size_t num_ids, int32_t max_new_tokens,
                                llamita_error *error) {
     const int32_t context_tokens = llamita_session_context_tokens(g->session);
+    const int32_t num_kept = session_kept_tokens(g->session, (int32_t)num_ids, ids[0] == g->model->info.bos_id);
     bool stopped = false;
     llamita_sampler_begin_text(g->sampler);
     for (size_t i = 0; i < num_ids; i++) llamita_sampler_accept(g->sampler, ids[i]);
     llamita_status status = read_prompt(g, ids, num_ids, &stopped, error);
     int32_t previous_id = ids[num_ids - 1];
-    for (int32_t count = 1; status == LLAMITA_OK && !stopped && max_new_tokens != 0; count++) {
+    for (int64_t count = 1; status == LLAMITA_OK && !stopped && max_new_tokens != 0; count++) {
         int32_t id;
         status = llamita_sampler_pick(g->sampler, llamita_session_logits(g->session), &id, error);
         if (status != LLAMITA_OK) break;
         llamita_sampler_accept(g->sampler, id);
-        const bool is_last = count == max_new_tokens || llamita_session_position(g->session) >= context_tokens;
+        const int32_t position = llamita_session_position(g->session);
+        const bool is_full = position >= context_tokens;
+        const int32_t num_dropped = is_full && num_kept >= 0 ? (position - num_kept) / 2 : 0;
+        const bool is_last = count == max_new_tokens || (is_full && num_dropped == 0);
         const llamita_finish finish = llamita_token_ends(g->model, id) ? LLAMITA_FINISH_STOP
                                       : is_last                        ? LLAMITA_FINISH_LENGTH
                                                                        : LLAMITA_FINISH_NONE;
         status = next_piece(g, previous_id, id, finish, error);
         if (status != LLAMITA_OK || !g->callback(g->state, &g->piece) || finish != LLAMITA_FINISH_NONE) break;
-        status = llamita_session_feed(g->session, &id, 1, error);
+        status = is_full ? shift(g, num_kept, num_dropped, id, &stopped, error)
+                         : llamita_session_feed(g->session, &id, 1, error);
         previous_id = id;
     }
     return status;

@@ -109,8 +109,12 @@ llamita_status llamita_scheduler_open(const llamita_model *model, const llamita_
                          "cannot open a scheduler: num_cached: expected 0 to %d, found %d", MAX_PARALLEL,
                          (int)params->num_cached);
     const int32_t num_slots = params->num_parallel + params->num_cached;
-    const llamita_session_params session_params = {params->num_threads, params->context_tokens, num_slots,
-                                                   params->kv_type, LLAMITA_SPECULATION_OFF};
+    const llamita_session_params session_params = {.num_threads = params->num_threads,
+                                                   .context_tokens = params->context_tokens,
+                                                   .num_sequences = num_slots,
+                                                   .kv_type = params->kv_type,
+                                                   .speculation = LLAMITA_SPECULATION_OFF,
+                                                   .rope = params->rope};
     llamita_session *session;
     const llamita_status status = llamita_session_open(model, &session_params, &session, error);
     if (status != LLAMITA_OK) return status;

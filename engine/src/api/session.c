@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "api/rope_params.h"
 #include "kernels/kernels.h"
 #include "model/forward.h"
 #include "model/ops.h"
@@ -26,7 +27,11 @@ struct llamita_session {
     thread_pool *pool;
     forward *forward;
     kv_shape kv_shape;
+    rope_angles rope;
+    float *own_frequency; /* [S/2] of parameters in place of the model's; NULL: none */
     int32_t context_tokens, num_sequences;
+    bool shifts;                              /* LLAMITA_CONTEXT_SHIFT */
+    int32_t num_keep;                         /* of a prompt; -1: all */
     sequence *sequences;                      /* [num_sequences] */
     thread_tuner decode_tuner, prefill_tuner; /* for passes of one token, and for full passes */
     int64_t num_passes;
@@ -61,18 +66,24 @@ static int32_t choose_threads(const llamita_model *model) {
     return (int32_t)(useful < limit ? useful : limit);
 }
 
+/* max_context, rope: of its RoPE parameters. */
 static llamita_status check_params(const llamita_model *model, const llamita_session_params *params,
-                                   llamita_error *error) {
-    const llamita_model_info *info = &model->info;
+                                   int32_t *max_context, rope_scaling *rope, llamita_error *error) {
+    const bool scales = rope_params_given(&params->rope);
+    *max_context = model->info.context_tokens;
+    if (scales) {
+        const llamita_status status = rope_params_apply(model, &params->rope, rope, max_context, error);
+        if (status != LLAMITA_OK) return status;
+    }
     if (params->num_threads < 0 || params->num_threads > MAX_THREADS)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
                          "cannot open a session: num_threads: expected 0 (automatic) to %d, found %d", MAX_THREADS,
                          (int)params->num_threads);
-    if (params->context_tokens < 0 || params->context_tokens > info->context_tokens)
-        return error_set(
-            error, LLAMITA_ERROR_ARGUMENT,
-            "cannot open a session: context_tokens: expected 0 (the model's) to %d (the model's), found %d",
-            (int)info->context_tokens, (int)params->context_tokens);
+    if (params->context_tokens < 0 || params->context_tokens > *max_context)
+        return error_set(error, LLAMITA_ERROR_ARGUMENT,
+                         "cannot open a session: context_tokens: expected 0 (the model's) to %d (%s), found %d",
+                         (int)*max_context, scales ? "with these RoPE parameters" : "the model's",
+                         (int)params->context_tokens);
     if (params->num_sequences < 0 || params->num_sequences > MAX_SEQUENCES)
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
                          "cannot open a session: num_sequences: expected 0 (one) to %d, found %d", MAX_SEQUENCES,
@@ -84,13 +95,40 @@ static llamita_status check_params(const llamita_model *model, const llamita_ses
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
                          "cannot open a session: speculation: expected AUTO, OFF or ALWAYS, found %d",
                          (int)params->speculation);
+    if ((unsigned)params->context_full > LLAMITA_CONTEXT_SHIFT)
+        return error_set(error, LLAMITA_ERROR_ARGUMENT,
+                         "cannot open a session: context_full: expected STOP or SHIFT, found %d",
+                         (int)params->context_full);
+    if (params->num_keep < -1 || (params->num_keep != 0 && params->context_full == LLAMITA_CONTEXT_STOP))
+        return error_set(error, LLAMITA_ERROR_ARGUMENT,
+                         "cannot open a session: num_keep: expected -1 (all) or more with SHIFT, else 0, found %d",
+                         (int)params->num_keep);
+    return LLAMITA_OK;
+}
+
+/* Longrope has two sets of angles: the context decides. */
+static rope_angles model_angles(const llamita_model *model, int32_t context_tokens) {
+    const bool is_long = model->rope_long_frequency && context_tokens > model->rope_short_context;
+    return (rope_angles){is_long ? model->rope_long_frequency : model->rope_frequency, model->rope_attention_factor};
+}
+
+/* Replaces the model's angles by those of the session. */
+static llamita_status fill_rope(llamita_session *s, const rope_scaling *scaling, llamita_error *error) {
+    const int32_t head_dim = s->model->info.head_dim;
+    char reason[ROPE_REASON_BYTES];
+    s->own_frequency = calloc((size_t)head_dim / 2, sizeof *s->own_frequency);
+    if (!s->own_frequency) return error_set(error, LLAMITA_ERROR_MEMORY, "cannot open a session: out of memory");
+    if (!rope_fill_frequency(scaling, head_dim, s->own_frequency, reason))
+        return error_set(error, LLAMITA_ERROR_ARGUMENT, "cannot open a session: %s", reason);
+    s->rope = (rope_angles){s->own_frequency, rope_attention_factor(scaling)};
     return LLAMITA_OK;
 }
 
 static bool fill_session(llamita_session *s, const llamita_session_params *params, int32_t num_threads) {
     const llamita_model_info *info = &s->model->info;
     static const kv_type types[] = {[LLAMITA_KV_F16] = KV_F16, [LLAMITA_KV_F32] = KV_F32, [LLAMITA_KV_Q8] = KV_Q8};
-    s->context_tokens = params->context_tokens > 0 ? params->context_tokens : info->context_tokens;
+    s->shifts = params->context_full == LLAMITA_CONTEXT_SHIFT;
+    s->num_keep = params->num_keep;
     const int32_t num_sequences = params->num_sequences > 0 ? params->num_sequences : 1;
     s->sequences = calloc((size_t)num_sequences, sizeof *s->sequences);
     s->logits_rows = 1;
@@ -113,18 +151,29 @@ static bool fill_session(llamita_session *s, const llamita_session_params *param
     s->pool = thread_pool_create(num_threads);
     thread_tuner_init(&s->decode_tuner, num_threads);
     thread_tuner_init(&s->prefill_tuner, num_threads);
-    if (s->pool) s->forward = forward_create(s->model, &s->kv_shape, s->context_tokens, s->pool);
+    if (s->pool) s->forward = forward_create(s->model, &s->kv_shape, s->context_tokens, s->rope, s->pool);
     return s->forward;
 }
 
 llamita_status llamita_session_open(const llamita_model *model, const llamita_session_params *params,
                                     llamita_session **session, llamita_error *error) {
     const llamita_session_params resolved = params ? *params : (llamita_session_params){0};
-    const llamita_status status = check_params(model, &resolved, error);
+    rope_scaling rope = {0};
+    int32_t max_context;
+    llamita_status status = check_params(model, &resolved, &max_context, &rope, error);
     if (status != LLAMITA_OK) return status;
     const int32_t num_threads = resolved.num_threads > 0 ? resolved.num_threads : choose_threads(model);
     llamita_session *s = calloc(1, sizeof *s);
-    if (s) s->model = model;
+    if (s) {
+        s->model = model;
+        s->context_tokens = resolved.context_tokens > 0 ? resolved.context_tokens : model->info.context_tokens;
+        s->rope = model_angles(model, s->context_tokens);
+        if (rope_params_given(&resolved.rope)) status = fill_rope(s, &rope, error);
+    }
+    if (status != LLAMITA_OK) {
+        llamita_session_close(s);
+        return status;
+    }
     if (!s || !fill_session(s, &resolved, num_threads)) {
         llamita_session_close(s);
         return error_set(error, LLAMITA_ERROR_MEMORY,
@@ -147,6 +196,7 @@ void llamita_session_close(llamita_session *s) {
     free(s->sequences);
     free(s->logits);
     free(s->score_logits);
+    free(s->own_frequency);
     free(s);
 }
 
@@ -271,9 +321,7 @@ llamita_status llamita_session_set_adapters(llamita_session *s, const llamita_ad
 /* What the keys and values of sequence 0 depend on. */
 static llamita_status make_cache_key(llamita_session *s, prompt_cache_key *key, llamita_error *error) {
     if (!thread_pool_usable(s->pool)) return forked_error(s, "save or load a session", error);
-    if (!s->has_model_hash)
-        s->has_model_hash =
-            prompt_cache_hash_model(s->model, forward_rope_frequency(s->forward), s->pool, &s->model_hash);
+    if (!s->has_model_hash) s->has_model_hash = prompt_cache_hash_model(s->model, s->rope, s->pool, &s->model_hash);
     if (!s->has_model_hash)
         return error_set(error, LLAMITA_ERROR_MEMORY, "cannot save or load a session: out of memory");
     *key = (prompt_cache_key){s->model_hash, prompt_cache_hash_adapters(s->model, &s->sequences[0].adapters)};
@@ -609,6 +657,12 @@ llamita_status llamita_session_score(llamita_session *s, const int32_t *ids, siz
 }
 
 /* ------------------------------------------------------------------ for generate.c */
+
+int32_t session_kept_tokens(const llamita_session *s, int32_t num_prompt_tokens, bool begins_with_bos) {
+    if (!s->shifts) return -1;
+    const int32_t others = num_prompt_tokens - begins_with_bos;
+    return s->num_keep < 0 || s->num_keep > others ? num_prompt_tokens : s->num_keep + begins_with_bos;
+}
 
 llamita_status session_begin_text(llamita_session *s, const int32_t *ids, size_t num_ids, llamita_error *error) {
     if (num_ids == 0)

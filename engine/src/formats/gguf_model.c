@@ -1,6 +1,5 @@
 /* gguf_model.c: reads a GGUF file into a model whose weights point into the file. */
 #include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -288,16 +287,17 @@ static llamita_status take_embeddings(llamita_model *model, const gguf_file *fil
 
 /* ---------------------------------------------------------------- RoPE scaling */
 
-typedef enum { SCALING_NONE, SCALING_LINEAR, SCALING_YARN, SCALING_LONGROPE } scaling_type;
-
 /* As in llama.cpp, a factor without a type means linear. */
-static llamita_status read_scaling_type(const gguf_file *file, scaling_type *type) {
-    static const char *const names[] = {"none", "linear", "yarn", "longrope"};
+static llamita_status read_scaling_type(const gguf_file *file, rope_type *type) {
+    static const struct {
+        const char *name;
+        rope_type type;
+    } types[] = {{"none", ROPE_NONE}, {"linear", ROPE_LINEAR}, {"yarn", ROPE_YARN}, {"longrope", ROPE_LONGROPE}};
     byte_slice name = {"linear", 6};
     llamita_status status = gguf_key_text(file, KEY_SCALING_TYPE, &name, NULL);
-    for (int i = 0; !status && i < 4; i++) {
-        if (slice_is(name, names[i])) {
-            *type = (scaling_type)i;
+    for (size_t i = 0; !status && i < sizeof types / sizeof types[0]; i++) {
+        if (slice_is(name, types[i].name)) {
+            *type = types[i].type;
             return LLAMITA_OK;
         }
     }
@@ -308,30 +308,26 @@ static llamita_status read_scaling_type(const gguf_file *file, scaling_type *typ
 }
 
 /* The factor that divides positions: of the newer key, else of the older; 0 and type none mean 1. */
-static llamita_status read_scaling_factor(const gguf_file *file, scaling_type type, double *factor) {
+static llamita_status read_scaling_factor(const gguf_file *file, rope_type type, double *factor) {
     bool found;
     llamita_status status = gguf_key_real(file, KEY_SCALING_FACTOR, factor, &found);
     if (!status && !found) status = gguf_key_real(file, KEY_SCALE_LINEAR, factor, NULL);
-    if (type == SCALING_NONE || *factor == 0.0) *factor = 1.0;
-    if (!status && type == SCALING_YARN && *factor < 1.0) {
+    if (type == ROPE_NONE || *factor == 0.0) *factor = 1.0;
+    if (!status && type == ROPE_YARN && *factor < 1.0) {
         return reader_error(&file->from, "key %s: expected at least 1 for yarn, found %g; the file is damaged",
                             gguf_key_name(file, KEY_SCALING_FACTOR).text, *factor);
     }
     return status;
 }
 
-/* The factor of cos and sin. llama.cpp multiplies the key with the factor that yarn's paper
- * recommends (arXiv 2309.00071, section 3.4). */
-static llamita_status read_attention_factor(const gguf_file *file, scaling_type type, double factor, float *result) {
-    double stated;
-    llamita_status status = gguf_key_real(file, KEY_ATTN_FACTOR, &stated, NULL);
-    if (!status && stated != 1.0 && type != SCALING_YARN && type != SCALING_LONGROPE) {
+static llamita_status read_attention_factor(const gguf_file *file, rope_type type, double *factor) {
+    llamita_status status = gguf_key_real(file, KEY_ATTN_FACTOR, factor, NULL);
+    if (!status && *factor != 1.0 && type != ROPE_YARN && type != ROPE_LONGROPE) {
         return reader_error(&file->from,
                             "key %s: expected 1 without yarn or longrope, found %g; attention factors of other "
                             "scalings are not supported",
-                            gguf_key_name(file, KEY_ATTN_FACTOR).text, stated);
+                            gguf_key_name(file, KEY_ATTN_FACTOR).text, *factor);
     }
-    *result = (float)(stated * (type == SCALING_YARN ? 1.0 + 0.1 * log(factor) : 1.0));
     return status;
 }
 
@@ -350,34 +346,34 @@ static llamita_status take_divisors(llamita_model *model, const gguf_file *file,
 }
 
 /* longrope: one tensor of divisors for short contexts and one for long ones. */
-static llamita_status take_longrope(llamita_model *model, const gguf_file *file, rope_scaling scaling) {
-    llamita_status status = take_divisors(model, file, "rope_factors_short.weight", &scaling.divisors);
-    status = status ? status : model_fill_rope(model, &file->from, &scaling, &model->rope_frequency);
-    status = status ? status : take_divisors(model, file, "rope_factors_long.weight", &scaling.divisors);
-    status = status ? status : model_fill_rope(model, &file->from, &scaling, &model->rope_long_frequency);
-    model->rope_short_context = (int32_t)scaling.original_context;
+static llamita_status take_longrope(llamita_model *model, const gguf_file *file, rope_scaling *scaling) {
+    llamita_status status = take_divisors(model, file, "rope_factors_short.weight", &scaling->divisors);
+    status = status ? status : model_fill_rope(model, &file->from, scaling, &model->rope_frequency);
+    status = status ? status : take_divisors(model, file, "rope_factors_long.weight", &scaling->divisors);
+    status = status ? status : model_fill_rope(model, &file->from, scaling, &model->rope_long_frequency);
+    model->rope_short_context = (int32_t)scaling->original_context;
     return status;
 }
 
 /* Llama 3.1 stores its scaling as a tensor of divisors, rope_freqs.weight. */
 static llamita_status take_rope(llamita_model *model, const gguf_file *file) {
-    rope_scaling scaling = {.factor = 1.0};
-    scaling_type type = SCALING_NONE;
+    rope_scaling *scaling = &model->rope;
+    *scaling = (rope_scaling){.type = ROPE_NONE, .base = (double)model->info.rope_theta, .factor = 1.0};
     int64_t original_context = 0;
     bool found;
-    llamita_status status = read_scaling_type(file, &type);
-    status = status ? status : read_scaling_factor(file, type, &scaling.factor);
-    status = status ? status : read_attention_factor(file, type, scaling.factor, &model->rope_attention_factor);
+    llamita_status status = read_scaling_type(file, &scaling->type);
+    status = status ? status : read_scaling_factor(file, scaling->type, &scaling->factor);
+    status = status ? status : read_attention_factor(file, scaling->type, &scaling->attention_factor);
     status = status ? status : gguf_key_integer(file, KEY_ORIGINAL_CONTEXT, &original_context, &found);
-    status = status ? status : gguf_key_real(file, KEY_YARN_BETA_FAST, &scaling.beta_fast, NULL);
-    status = status ? status : gguf_key_real(file, KEY_YARN_BETA_SLOW, &scaling.beta_slow, NULL);
+    status = status ? status : gguf_key_real(file, KEY_YARN_BETA_FAST, &scaling->beta_fast, NULL);
+    status = status ? status : gguf_key_real(file, KEY_YARN_BETA_SLOW, &scaling->beta_slow, NULL);
     if (status) return status;
-    scaling.is_yarn = type == SCALING_YARN;
-    scaling.original_context = (double)(found ? original_context : model->info.context_tokens);
-    if (type == SCALING_LONGROPE) return take_longrope(model, file, scaling);
+    model->rope_attention_factor = rope_attention_factor(scaling);
+    scaling->original_context = (double)(found ? original_context : model->info.context_tokens);
+    if (scaling->type == ROPE_LONGROPE) return take_longrope(model, file, scaling);
     if (gguf_find_tensor(file, "rope_freqs.weight"))
-        status = take_divisors(model, file, "rope_freqs.weight", &scaling.divisors);
-    return status ? status : model_fill_rope(model, &file->from, &scaling, &model->rope_frequency);
+        status = take_divisors(model, file, "rope_freqs.weight", &scaling->divisors);
+    return status ? status : model_fill_rope(model, &file->from, scaling, &model->rope_frequency);
 }
 
 /* ---------------------------------------------------------------- the whole file */

@@ -377,8 +377,15 @@ llamita_status llama2c_fill_model(llamita_model *model, const char *path, llamit
     status = status ? status : check_length(&from, &l, &model->info);
     status = status ? status : model_check_shape(model, &from);
     status = status ? status : take_weights(model, &from, &l);
-    status = status ? status : model_fill_rope(model, &from, &(rope_scaling){.factor = 1.0}, &model->rope_frequency);
+    model->rope = (rope_scaling){.type = ROPE_NONE,
+                                 .base = (double)ROPE_THETA,
+                                 .factor = 1.0,
+                                 .attention_factor = 1.0,
+                                 .original_context = model->info.context_tokens,
+                                 .beta_fast = 32.0,
+                                 .beta_slow = 1.0};
     model->rope_attention_factor = 1.0F;
+    status = status ? status : model_fill_rope(model, &from, &model->rope, &model->rope_frequency);
     if (status) return status;
     snprintf(model->info.architecture, sizeof model->info.architecture, "llama");
     snprintf(model->info.format, sizeof model->info.format, "llama2.c v%d", l.version);

@@ -1,5 +1,4 @@
-/* model_check.c: validates sizes and weights and computes RoPE frequencies, for every model
- * format. */
+/* model_check.c: validates sizes, weights and RoPE scalings, for every model format. */
 #include "formats/model_check.h"
 
 #include <inttypes.h>
@@ -61,47 +60,14 @@ llamita_status model_check_finite(const reader *from, const char *name, const fl
     return LLAMITA_OK;
 }
 
-/* The pair that turns this often within the original context (arXiv 2309.00071, section 3.2). */
-static double pair_of_turns(const llamita_model_info *info, double original_context, double turns) {
-    const double two_pi = 6.283185307179586;
-    return info->head_dim * log(original_context / (turns * two_pi)) / (2.0 * log((double)info->rope_theta));
-}
-
-/* yarn keeps the angles of pairs up to *low, divides those from *high on by the factor, and mixes
- * the pairs between. */
-static llamita_status yarn_range(const llamita_model_info *info, const reader *from, const rope_scaling *scaling,
-                                 double *low, double *high) {
-    *low = fmax(0.0, floor(pair_of_turns(info, scaling->original_context, scaling->beta_fast)));
-    *high = fmin(info->head_dim - 1.0, ceil(pair_of_turns(info, scaling->original_context, scaling->beta_slow)));
-    if (*low <= *high) return LLAMITA_OK;
-    return reader_error(from,
-                        "yarn: expected beta_fast above beta_slow and an original context in which some pairs turn "
-                        "that often, found %g, %g and %g tokens; the file is damaged",
-                        scaling->beta_fast, scaling->beta_slow, scaling->original_context);
-}
-
-/* RoFormer (arXiv 2104.09864, section 3.2.2): the angle of pair i per position is theta^(-2i/S).
- * Computed in double and rounded once. */
 llamita_status model_fill_rope(llamita_model *model, const reader *from, const rope_scaling *scaling,
                                const float **frequency) {
-    const llamita_model_info *info = &model->info;
-    const int32_t num_pairs = info->head_dim / 2;
-    double low = 0.0, high = 0.0;
-    llamita_status status = scaling->is_yarn ? yarn_range(info, from, scaling, &low, &high) : LLAMITA_OK;
-    if (status) return status;
+    const int32_t num_pairs = model->info.head_dim / 2;
+    char reason[ROPE_REASON_BYTES];
     float *angles = model_allocate(model, (size_t)num_pairs * sizeof *angles);
     if (!angles) return reader_memory_error(from, (uint64_t)num_pairs * sizeof *angles);
-    for (int32_t i = 0; i < num_pairs; i++) {
-        const double plain = pow((double)info->rope_theta, -2.0 * i / info->head_dim);
-        const double slow = scaling->is_yarn ? fmin(1.0, fmax(0.0, (i - low) / fmax(0.001, high - low))) : 1.0;
-        const double angle =
-            slow == 1.0 ? plain / scaling->factor : plain / scaling->factor * slow + plain * (1.0 - slow);
-        angles[i] = (float)(scaling->divisors ? angle / (double)scaling->divisors[i] : angle);
-        if (!isfinite(angles[i])) {
-            return reader_error(from, "RoPE angle of pair %d: expected a finite number, found %f; the file is damaged",
-                                i, (double)angles[i]);
-        }
-    }
+    if (!rope_fill_frequency(scaling, model->info.head_dim, angles, reason))
+        return reader_error(from, "%s; the file is damaged", reason);
     *frequency = angles;
     return LLAMITA_OK;
 }

@@ -166,7 +166,7 @@ static void forward_worker(void *argument, worker w) {
     int64_t begin, end;
     thread_pool_share(w, f->num_tokens, 1, &begin, &end);
     embed(&model->token_embedding, f->ids, begin, end, f->residual);
-    rope_fill_table(f->rope_frequency, model->rope_attention_factor, model->info.head_dim, f->positions, begin, end,
+    rope_fill_table(f->rope.frequency, f->rope.attention_factor, model->info.head_dim, f->positions, begin, end,
                     f->rope_table);
     thread_pool_barrier(w);
     for (int32_t i = 0; i < model->info.num_hidden_layers; i++) {

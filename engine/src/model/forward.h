@@ -25,12 +25,10 @@ typedef struct {
 /* What a pass writes for a token: [V] logits, or the [D] hidden state after the last norm. */
 typedef enum { OUTPUT_LOGITS, OUTPUT_HIDDEN_STATES } forward_output;
 
-/* Returns NULL if out of memory. The model and the pool must outlive the result. */
-forward *forward_create(const llamita_model *model, const kv_shape *shape, int32_t context_tokens, thread_pool *pool);
+/* Returns NULL if out of memory. The model, the angles and the pool must outlive the result. */
+forward *forward_create(const llamita_model *model, const kv_shape *shape, int32_t context_tokens, rope_angles rope,
+                        thread_pool *pool);
 void forward_free(forward *f);
-
-/* [S/2] the RoPE angle of each pair at position 1: the model's, for the context of this session. */
-const float *forward_rope_frequency(const forward *f);
 
 /* Allows adapter sets that need up to num_floats per token (lora_set_floats). Returns false if out
  * of memory. */

@@ -32,7 +32,8 @@ static bool allocate_thread_buffers(forward *f, size_t scratch_floats) {
     return f->thread_buffers;
 }
 
-forward *forward_create(const llamita_model *model, const kv_shape *shape, int32_t context_tokens, thread_pool *pool) {
+forward *forward_create(const llamita_model *model, const kv_shape *shape, int32_t context_tokens, rope_angles rope,
+                        thread_pool *pool) {
     const llamita_model_info *info = &model->info;
     const size_t hidden = (size_t)info->hidden_size, ffn = (size_t)info->intermediate_size,
                  query_length = (size_t)info->num_attention_heads * (size_t)info->head_dim,
@@ -42,8 +43,7 @@ forward *forward_create(const llamita_model *model, const kv_shape *shape, int32
     f->model = model;
     f->pool = pool;
     f->heads_in_parts = shape->type != KV_Q8 && !model->layers[0].query_norm;
-    const bool is_long = model->rope_long_frequency && context_tokens > model->rope_short_context;
-    f->rope_frequency = is_long ? model->rope_long_frequency : model->rope_frequency;
+    f->rope = rope;
     f->max_pages = (context_tokens - 1) / KV_PAGE_TOKENS + 1;
     f->residual = floats(PASS_TOKENS * hidden);
     f->rope_table = floats(PASS_TOKENS * (size_t)info->head_dim);
@@ -68,8 +68,6 @@ forward *forward_create(const llamita_model *model, const kv_shape *shape, int32
     forward_free(f);
     return NULL;
 }
-
-const float *forward_rope_frequency(const forward *f) { return f->rope_frequency; }
 
 bool forward_reserve_lora(forward *f, int64_t num_floats) {
     if (num_floats <= f->lora_floats) return true;

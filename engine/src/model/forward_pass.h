@@ -21,9 +21,9 @@ typedef enum {
 struct forward {
     const llamita_model *model;
     thread_pool *pool;
-    int32_t max_pages;           /* per sequence */
-    const float *rope_frequency; /* the model's, for the context of this session */
-    bool heads_in_parts;         /* the rows of one head may be projected by several workers */
+    int32_t max_pages; /* per sequence */
+    rope_angles rope;
+    bool heads_in_parts; /* the rows of one head may be projected by several workers */
 
     /* This pass. */
     const forward_span *spans;

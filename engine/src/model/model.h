@@ -8,6 +8,7 @@
 
 #include "kernels/panel.h"
 #include "llamita.h"
+#include "model/rope.h"
 #include "platform/platform.h"
 
 /* A matrix [num_rows][row_length]; row_length is a multiple of its type's block. `data` is as
@@ -54,8 +55,9 @@ struct llamita_model {
     tensor token_embedding;   /* [V, D] */
     tensor output;            /* [V, D]; the same data as token_embedding when tied */
     const float *output_norm; /* [D] */
-    /* [S/2] angle per position: theta^(-2i/S), scaled as the file says. Pairs are (2i, 2i+1), as in
-     * llama2.c and in GGUF files of most architectures. */
+    rope_scaling rope;        /* what the file says; the next four fields follow from it */
+    /* [S/2] angle per position: theta^(-2i/S), scaled. Pairs are (2i, 2i+1), as in llama2.c and in
+     * GGUF files of most architectures. */
     const float *rope_frequency;
     /* longrope: the angles of sessions with room for more than rope_short_context tokens; else NULL.
      * A session has one set of angles, because keys in its cache cannot be turned again. */

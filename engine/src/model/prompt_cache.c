@@ -65,20 +65,19 @@ static void hash_worker(void *argument, worker w) {
     job->hashes[num_layers] = hash_content(hash, embedding->data, (size_t)embedding->num_rows * embedding->row_bytes);
 }
 
-bool prompt_cache_hash_model(const llamita_model *model, const float *rope_frequency, thread_pool *pool,
-                             uint64_t *hash) {
+bool prompt_cache_hash_model(const llamita_model *model, rope_angles rope, thread_pool *pool, uint64_t *hash) {
     const llamita_model_info *info = &model->info;
     const size_t num_hashes = (size_t)info->num_hidden_layers + 1;
     const int32_t shape[] = {info->hidden_size,         info->intermediate_size,
                              info->num_hidden_layers,   info->num_attention_heads,
                              info->num_key_value_heads, info->head_dim,
                              info->vocab_size,          (int32_t)model->token_embedding.type};
-    const float numbers[] = {info->rms_norm_eps, model->rope_attention_factor};
+    const float numbers[] = {info->rms_norm_eps, rope.attention_factor};
     hash_job job = {model, malloc(num_hashes * sizeof *job.hashes)};
     if (!job.hashes) return false;
     thread_pool_run(pool, thread_pool_size(pool), hash_worker, &job);
     *hash = hash_content(hash_content(0, shape, sizeof shape), numbers, sizeof numbers);
-    *hash = hash_floats(*hash, rope_frequency, info->head_dim / 2);
+    *hash = hash_floats(*hash, rope.frequency, info->head_dim / 2);
     *hash = hash_floats(*hash, model->output_norm, info->hidden_size);
     *hash = hash_content(*hash, job.hashes, num_hashes * sizeof *job.hashes);
     free(job.hashes);

@@ -16,8 +16,7 @@ typedef struct {
 
 /* Hashes all that logits depend on: weights, shapes, and the RoPE angles of the session. Fails if out
  * of memory. */
-bool prompt_cache_hash_model(const llamita_model *model, const float *rope_frequency, thread_pool *pool,
-                             uint64_t *hash);
+bool prompt_cache_hash_model(const llamita_model *model, rope_angles rope, thread_pool *pool, uint64_t *hash);
 uint64_t prompt_cache_hash_adapters(const llamita_model *model, const lora_set *set);
 
 /* Writes the first num_tokens >= 1 tokens of a cache. The file appears complete or not at all. */

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("plan", "Show what train would choose for a token store and a time limit, and why."),
     "train": ("train", "Train a checkpoint (a Hugging Face folder) on token stores."),
     "report": ("report", "Write a page with the curves, samples and settings of runs."),
+    "synthesize": ("synthesize", "Make questions and answers of documents, with a model or by rules."),
     "finetune": ("finetune", "Fine-tune a checkpoint on conversations or text, in full or with LoRA."),
     "sample": ("sample", "Generate text with a checkpoint in PyTorch; slow, for reference."),
     "eval": ("eval", "Measure bits per byte of a checkpoint or a model file on held-out text."),

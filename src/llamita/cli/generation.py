@@ -43,14 +43,25 @@ def check_runtime(runtime: ComputeOptions) -> None:
     check(0 <= runtime.num_threads <= 1024, f"--threads: expected 0 to 1024, found {runtime.num_threads}")
     check(runtime.context_tokens >= 0, f"--context: expected 0 or more, found {runtime.context_tokens}")
     check_at_most("--context", runtime.context_tokens, MAX_TOKENS)
+    scale, base, original = runtime.rope_scale, runtime.rope_freq_base, runtime.yarn_orig_ctx
+    check(scale == 0 or 1 <= scale <= 1e4, f"--rope-scale: expected 1 to 10,000, or 0 (the model's), found {scale}")
+    check(base == 0 or 1 <= base <= 1e30, f"--rope-freq-base: expected 1 to 1e30, or 0 (the model's), found {base}")
+    check(original >= 0, f"--yarn-orig-ctx: expected 0 or more, found {original}")
+    check_at_most("--yarn-orig-ctx", original, MAX_TOKENS)
 
 
 def check_context(model: Model, runtime: ComputeOptions) -> None:
-    """Raise ConfigError if --context is more than the model's."""
+    """Raise ConfigError if --context is more than the model's. RoPE options may allow more, if they suit
+    the model: else raise EngineError."""
+    if runtime.has_rope:
+        given = {field.name: getattr(runtime, field.name) for field in dataclasses.fields(ComputeOptions)}
+        model.session(**{**given, "num_threads": 1}).close()
+        return
     limit = model.info.context_tokens
     check(
         runtime.context_tokens <= limit,
-        f"--context: expected at most {limit:,}, the model's context, found {runtime.context_tokens:,}",
+        f"--context: expected at most {limit:,}, the model's context, found {runtime.context_tokens:,}; --rope-scaling "
+        "allows more",
     )
 
 

@@ -13,6 +13,7 @@ from llamita.cli.next_command import print_next
 from llamita.cli.progress import progress_bars
 from llamita.commands import train_commands
 from llamita.config import Option, PrepareConfig, check
+from llamita.data.personal_data import LABELS
 from llamita.errors import clean_line
 from llamita.progress import Progress
 from llamita.user_cache import user_cache
@@ -74,6 +75,14 @@ def summary(report: PrepareReport) -> list[str]:
     cleaned = []
     if report.line_ends:
         cleaned.append(f"  line ends   {report.line_ends:,} CRLF or CR became LF (--keep-line-ends keeps them)")
+    if report.dropped_lines:
+        cleaned.append(
+            f"  lines       {_count(report.dropped_lines, 'line')} of --drop-lines removed "
+            f"({report.dropped_line_bytes:,} bytes)"
+        )
+    if masked := [f"{LABELS[kind]}: {count:,}" for kind in LABELS if (count := getattr(report, f"masked_{kind}"))]:
+        change = f"{abs(report.masked_bytes):,} bytes {'fewer' if report.masked_bytes >= 0 else 'more'}"
+        cleaned.append(f"  masked      {', '.join(masked)} ({change})")
     if report.byte_order_marks:
         cleaned.append(f"  BOMs        {_count(report.byte_order_marks, 'byte order mark')} inside files removed")
     if report.converted:
@@ -87,6 +96,13 @@ def summary(report: PrepareReport) -> list[str]:
         cleaned += [f"              {line}" for line in report.unread[1:]]
     if report.left_out:
         cleaned.append(f"  left out    {report.left_out}")
+    near = ""
+    if report.near_duplicates == "drop":
+        held_out = f", {report.near_held_out:,} of held-out documents" if report.near_held_out else ""
+        count = _count(report.near_duplicate_documents, "near-duplicate")
+        near = f"{count} ({report.near_duplicate_bytes:,} bytes{held_out}), "
+    if report.near_duplicates == "report":
+        cleaned.append(f"  near-dup.   {_near_line(report)}")
     where = _count(report.files, "file") if report.files else "generated stories"
     hidden = f" ({report.hidden_files:,} hidden ones skipped)" if report.hidden_files else ""
     lines = [
@@ -96,7 +112,7 @@ def summary(report: PrepareReport) -> list[str]:
         _split_line("train", report.train),
         _split_line("val", report.val),
         f"  dropped     {_count(report.duplicate_documents, 'duplicate')} ({report.duplicate_bytes:,} bytes), "
-        f"{report.empty_documents:,} empty",
+        f"{near}{report.empty_documents:,} empty",
         f"  not text    {report.separator_bytes:,} bytes of separators, {report.whitespace_bytes:,} of whitespace "
         f"around documents, {_format_bytes(report.container_bytes)}",
         *cleaned,
@@ -112,6 +128,17 @@ def _split_line(name: str, split: SplitReport) -> str:
     return (
         f"  {name:<10}  {_count(split.documents, 'document')}, {split.tokens:,} tokens, {split.text_bytes:,} bytes: "
         f"{split.text_bytes / split.tokens:.2f} bytes per token"
+    )
+
+
+def _near_line(report: PrepareReport) -> str:
+    """What --near-duplicates report found."""
+    found = f"{_count(report.near_duplicates_kept, 'document')} repeat another for the most part"
+    if not report.near_held_out:
+        return f"{found}, but no training document a held-out one"
+    return (
+        f"{found}, {report.near_held_out:,} of them training documents a held-out one: the held-out loss will look "
+        "too good; --near-duplicates drop"
     )
 
 

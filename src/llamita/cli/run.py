@@ -6,7 +6,7 @@ import dataclasses
 import secrets
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from llamita.batch_generate import SampleOptions, generate_batch
 from llamita.cli.adapters import open_adapters
@@ -16,9 +16,9 @@ from llamita.cli.grammar import DEFAULT_GRAMMAR, GrammarOptions, read_grammar
 from llamita.cli.open_model import opened_model
 from llamita.cli.progress import progress_bars
 from llamita.cli.prompt import DEFAULT_PROMPT, PromptOptions, check_num_samples, print_header, read_prompt
-from llamita.config import Option, check
+from llamita.config import Option, check, check_at_most
 from llamita.engine import AdapterUses, Generation, Grammar, Model, encode_prompt, text_pieces
-from llamita.sampling import DEFAULT_RUNTIME, DEFAULT_SAMPLING, RuntimeOptions, SamplingParams
+from llamita.sampling import DEFAULT_RUNTIME, DEFAULT_SAMPLING, MAX_TOKENS, RuntimeOptions, SamplingParams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class RunFlags:
     model: Annotated[Path | None, Option(positional=True)] = None
     """Model file, checkpoint or run directory. Default: the story model that comes with llamita."""
     max_new_tokens: Annotated[int, Option(short="n")] = 256
-    """New tokens to generate; 0: until the context is full."""
+    """New tokens to generate; 0: no limit but a full context."""
     num_samples: Annotated[int, Option(short="N")] = 1
     """Number of texts; each has the next seed. They are computed together and printed at the
     end."""
@@ -50,10 +50,21 @@ class RunFlags:
     prompt_cache: Annotated[Path | None, Option("FILE", group="engine")] = None
     """Keep the computed prompt in this file, and do not compute again what a prompt shares with
     it."""
+    context_full: Annotated[Literal["stop", "shift"], Option(group="engine")] = "stop"
+    """A full context ends the text, or is shifted: the older half of what is not kept is dropped."""
+    keep: Annotated[int | None, Option("TOKENS", group="engine")] = None
+    """How much of the prompt is never dropped, besides BOS; -1: all. Default: nothing else."""
 
     def __post_init__(self) -> None:
         check_generation(self.max_new_tokens, self.sampling, self.runtime)
         check(self.prompt_cache is None or self.num_samples == 1, "--prompt-cache: only for one text, without -N")
+        shifts = self.context_full == "shift"
+        check(not shifts or self.num_samples == 1, "--context-full shift: only for one text, without -N")
+        check(shifts or self.keep is None, "--keep: only with --context-full shift")
+        check(
+            self.keep is None or self.keep >= -1, f"--keep: expected -1 (all of the prompt) or more, found {self.keep}"
+        )
+        check_at_most("--keep", self.keep or 0, MAX_TOKENS)
         check_num_samples(self.num_samples, self.sampling.seed)
 
 
@@ -74,10 +85,14 @@ def main(argv: list[str]) -> int | None:
             adapters=adapters,
             grammar=grammar,
             prompt_cache=flags.prompt_cache,
+            context_full=flags.context_full,
+            keep=flags.keep or 0,
         )
         interrupted = _stream(model, generation)
         status = (
-            f"stopped by Ctrl-C after {len(generation.ids)} tokens" if interrupted else f"stopped: {generation.stop}"
+            f"stopped by Ctrl-C after {generation.num_new_tokens} tokens"
+            if interrupted
+            else f"stopped: {generation.stop}"
         )
         if flags.sampling.seed is None and flags.sampling.temperature > 0:
             status += f"; -s {generation.seed} gives the same text"

@@ -19,6 +19,7 @@ from llamita.data.documents import (
     read_texts,
 )
 from llamita.data.file_formats import find_suffix
+from llamita.data.scrub import Scrubber
 from llamita.data.utf8_files import Conversions
 from llamita.errors import ConfigError
 
@@ -32,6 +33,7 @@ class Corpus:
     def __init__(self, config: PrepareConfig) -> None:
         self._config = config
         self.conversions = Conversions(config.encoding)
+        self.scrubber = Scrubber(config.drop_lines, mask=config.mask_personal_data)
         self._stories: list[bytes] = []
         self._kept: list[tuple[list[bytes], bool]] | None = None
         self._kept_counts = SourceCounts()
@@ -87,14 +89,14 @@ class Corpus:
                 counts=counts,
                 conversions=self.conversions,
             ):
-                yield texts, is_val
+                yield self.scrubber.scrub(texts, counts), is_val
         for first in range(0, len(self._stories), _STORIES_PER_BLOCK):
             texts = self._stories[first : first + _STORIES_PER_BLOCK]
             size = sum(map(len, texts))
             counts.source_bytes += size
             counts.documents += len(texts)
             counts.document_bytes += size
-            yield texts, False
+            yield self.scrubber.scrub(texts, counts), False
 
     @functools.cached_property
     def fingerprint(self) -> list[dict[str, Any]]:

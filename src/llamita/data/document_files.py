@@ -39,10 +39,12 @@ VERSION: Final = 1  # raised when the readers make other text of the same file
 
 
 class DocumentText(NamedTuple):
-    """The text of a document. name: its place in an archive, "" outside of one."""
+    """The text of a document. name: its place in an archive, "" outside of one. row: its number, from
+    1, if it is the row of a file there."""
 
     text: str
     name: str
+    row: int
 
 
 class DocumentFiles:
@@ -56,13 +58,16 @@ class DocumentFiles:
         self._store: IO[bytes] | None = None
         self._places: dict[Path, tuple[int, int]] = {}
 
-    def read(self, files: Sequence[tuple[Path, str]]) -> Generator[list[DocumentText], None, None]:
+    def read(
+        self, files: Sequence[tuple[Path, str]], text_key: str = "text"
+    ) -> Generator[list[DocumentText], None, None]:
         """The documents of each file (path and suffix) in order, read ahead by several processes; none
-        of a file that cannot be read. Raises SourceError if a package is missing."""
+        of a file that cannot be read. text_key: of rows in an archive. Raises SourceError if a package
+        is missing."""
         for path, suffix in files:
             _check_packages(path, suffix)
         new = [(path, suffix) for path, suffix in files if path not in self._places]
-        answers = _read_ahead(new)
+        answers = _read_ahead(new, text_key)
         try:
             for path, suffix in files:
                 if path not in self._places:
@@ -73,7 +78,9 @@ class DocumentFiles:
 
     def _keep(self, path: Path, suffix: str, answer: dict[str, Any]) -> None:
         """Remember an answer."""
-        texts = [(each["text"], each["name"]) for each in answer["texts"] if each["text"].strip()]
+        texts = [
+            (each["text"], each["name"], each["row"]) for each in answer["texts"] if each["text"].strip() or each["row"]
+        ]
         for each in answer["texts"]:
             if each["notes"]:
                 self.notes[_place(path, each["name"])] = "; ".join(each["notes"])
@@ -153,7 +160,7 @@ def _check_packages(path: Path, suffix: str) -> None:
             raise SourceError(f"cannot read {path}: {suffix} needs {package}: pip install 'llamita[documents]'")
 
 
-def _read_ahead(files: Sequence[tuple[Path, str]]) -> Generator[dict[str, Any], None, None]:
+def _read_ahead(files: Sequence[tuple[Path, str]], text_key: str = "text") -> Generator[dict[str, Any], None, None]:
     """The answer about each file, in order."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     count = min(cores, len(files), MAX_PROCESSES)
@@ -173,7 +180,7 @@ def _read_ahead(files: Sequence[tuple[Path, str]]) -> Generator[dict[str, Any], 
                 started.append(process)
                 if is_closed.is_set():
                     process.close()
-            return _ask(process, path, suffix)
+            return _ask(process, path, suffix, text_key)
         finally:
             free.put(process)
 
@@ -194,7 +201,7 @@ def _read_ahead(files: Sequence[tuple[Path, str]]) -> Generator[dict[str, Any], 
         pool.shutdown()
 
 
-def _ask(process: LimitedProcess, path: Path, suffix: str) -> dict[str, Any]:
+def _ask(process: LimitedProcess, path: Path, suffix: str, text_key: str) -> dict[str, Any]:
     if not process.is_running:
         raise SourceError("cannot start the process that reads documents")
     try:
@@ -206,7 +213,7 @@ def _ask(process: LimitedProcess, path: Path, suffix: str) -> dict[str, Any]:
     seconds = min(_MAX_SECONDS, _SECONDS + _SECONDS_PER_MB * size / 1e6)
     request = {
         "path": str(path), "suffix": suffix, "is_gzipped": path.name.lower().endswith(".gz"),
-        "max_characters": MAX_CHARACTERS,
+        "text_key": text_key, "max_characters": MAX_CHARACTERS,
     }  # fmt: skip
     reply = process.ask(request, seconds)
     if reply is None:

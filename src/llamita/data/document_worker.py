@@ -22,8 +22,8 @@ MAX_NAMES = 5
 
 def main() -> None:
     """argv: sys.path as JSON. The first line is only answered. Each request: {"path": …, "suffix": …,
-    "is_gzipped": …, "max_characters": …, "seconds": …}. Each answer: {"texts": [{"text", "name",
-    "notes"}], "unread": [{"name", "error", "scanned_pages"}]}."""
+    "is_gzipped": …, "text_key": …, "max_characters": …, "seconds": …}. Each answer: {"texts": [{"text",
+    "name", "notes", "row"}], "unread": [{"name", "error", "scanned_pages"}]}."""
     sys.path[:] = json.loads(sys.argv[1])
     import heapq  # noqa: F401 (the standard library imports it late, when no file can be opened)
 
@@ -67,7 +67,7 @@ def read_data(data: bytes, asked: dict[str, Any]) -> dict[str, Any]:
     left = asked["max_characters"]
     if asked["is_gzipped"]:
         data = unpack_gzip(data)
-    for found in documents(data, asked["suffix"], "", 0):
+    for found in documents(data, asked["suffix"], "", 0, asked["text_key"]):
         if not isinstance(found, Text):
             unread.append(found)
             continue
@@ -79,8 +79,9 @@ def read_data(data: bytes, asked: dict[str, Any]) -> dict[str, Any]:
     return {"texts": texts, "unread": unread}
 
 
-def documents(data: bytes, suffix: str, name: str, depth: int) -> Iterator[Any]:
+def documents(data: bytes, suffix: str, name: str, depth: int, text_key: str) -> Iterator[Any]:
     """The texts of a file and of the files in it, and failures as dictionaries."""
+    from llamita.data.file_formats import packed_suffix
     from llamita.data.readers.content import Member, ReaderError, Text
     from llamita.data.readers.kinds import READERS, find_kind
 
@@ -94,13 +95,16 @@ def documents(data: bytes, suffix: str, name: str, depth: int) -> Iterator[Any]:
         assert isinstance(found, Member)
         place = f"{name}/{found.name}" if name else found.name
         kind = find_kind(found.name)
-        if kind is None:
+        if kind is None and packed_suffix(found.name) is None:
             others.append(place)
             continue
         try:
             if found.error:
                 raise ReaderError(found.error)
-            yield from documents(found.data, kind, place, depth + 1)
+            if kind is None:
+                yield from row_texts(found.data, place, text_key)
+            else:
+                yield from documents(found.data, kind, place, depth + 1, text_key)
         except MemoryError:
             raise
         except Exception as error:  # a member costs itself only
@@ -113,11 +117,21 @@ def documents(data: bytes, suffix: str, name: str, depth: int) -> Iterator[Any]:
         yield Text("", name, (f"{count} of unknown types in it: {', '.join(others[:MAX_NAMES])}{more}",))
 
 
+def row_texts(data: bytes, name: str, text_key: str) -> list[Any]:
+    """The texts of all rows in a file of an archive."""
+    from llamita.data.file_formats import packed_rows, row_text
+    from llamita.data.readers.content import Text, decode
+
+    text = decode(data).replace("\0", "")
+    return [Text(row_text(row, text_key).decode(), name, row=row.number) for row in packed_rows(text, name, text_key)]
+
+
 def failure(name: str, error: BaseException) -> dict[str, Any]:
     """What is wrong with a document."""
     from llamita.data.readers.content import ReaderError, ScanError
+    from llamita.errors import SourceError
 
-    if isinstance(error, ReaderError):
+    if isinstance(error, (ReaderError, SourceError)):
         what = str(error)
     elif isinstance(error, MemoryError):
         what = f"its reader needs more than {MEMORY_BYTES >> 20:,} MiB of memory"

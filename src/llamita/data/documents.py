@@ -18,11 +18,10 @@ from llamita.data.file_formats import (
     SUFFIXES,
     TEXT_SUFFIXES,
     BadRows,
-    Row,
     find_suffix,
-    json_name,
     list_suffixes,
     read_rows,
+    row_text,
     unknown_type,
 )
 from llamita.data.utf8_files import BOM, Conversions, is_gzipped, open_file, read_chunk, utf8_chunks
@@ -53,13 +52,14 @@ class Document:
 
     text: str
     source: str  # the file; FILE/NAME in an archive
-    position: int  # byte offset in a text file or in a document's text; line, item or row, from 1, in others
+    position: int  # byte offset in a text file or in a document's text; line, item or row, from 1, of rows
     text_bytes: int  # UTF-8
 
 
 @dataclasses.dataclass
 class SourceCounts:
-    """Counts of bytes: source = document + whitespace + separator + container + unread."""
+    """Counts of bytes: source = document + whitespace + separator + container + unread + dropped_line
+    + masked."""
 
     files: int = 0
     source_bytes: int = 0
@@ -73,6 +73,13 @@ class SourceCounts:
     unread_bytes: int = 0  # of documents that could not be read
     line_ends: int = 0  # CRLF and CR that became LF
     byte_order_marks: int = 0  # inside the file: left over where files were joined
+    dropped_lines: int = 0  # --drop-lines
+    dropped_line_bytes: int = 0  # with the whitespace around them
+    masked_mail: int = 0  # pieces of personal data that --mask-personal-data replaced
+    masked_phone: int = 0
+    masked_id: int = 0
+    masked_account: int = 0
+    masked_bytes: int = 0  # how much shorter the text became; negative if longer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +224,7 @@ def _read(
     cleaner = _Cleaner(counts, keep_line_ends)
     is_strict, conversions = conversions is None, conversions or Conversions()
     files = (sources if isinstance(sources, SourceList) else list_sources(sources)).files
-    with contextlib.closing(_read_document_files(files, conversions, is_strict=is_strict)) as document_files:
+    with contextlib.closing(_read_document_files(files, text_key, conversions, is_strict=is_strict)) as document_files:
         for file in files:
             counts.files += 1
             suffix, source = find_suffix(file.path), str(file.path)
@@ -232,7 +239,7 @@ def _read(
                 continue
             counts.container_bytes += file.num_bytes
             for row in read_rows(file.path, text_key, BadRows(conversions=conversions)):
-                raw = _row_text(row, text_key)
+                raw = row_text(row, text_key)
                 counts.container_bytes -= len(raw)
                 yield source, *cleaner.clean([raw], [row.number])
 
@@ -270,20 +277,6 @@ class _Cleaner:
             counts.empty_documents += len(raws) - len(texts) if count_empty else 0
         counts.documents += len(texts)
         return texts, positions
-
-
-def _row_text(row: Row, text_key: str) -> bytes:
-    """The UTF-8 text of a row; empty for null."""
-    text = row.values[text_key]
-    if text is not None and not isinstance(text, str):
-        raise SourceError(f"cannot read {row.where}: {text_key!r}: expected text, found {json_name(text)}")
-    try:
-        return (text or "").encode("utf-8")
-    except UnicodeEncodeError:
-        raise SourceError(
-            f"cannot read {row.where}: the text has half of a UTF-16 surrogate pair (\\ud800 to \\udfff), "
-            "which is not a character"
-        ) from None
 
 
 # ---- folders
@@ -336,13 +329,13 @@ def _source_file(path: Path, name: str) -> SourceFile:
 
 
 def _read_document_files(
-    files: Sequence[SourceFile], conversions: Conversions, *, is_strict: bool
+    files: Sequence[SourceFile], text_key: str, conversions: Conversions, *, is_strict: bool
 ) -> Generator[list[DocumentText], None, None]:
     """The documents of each file that has a reader, in order. is_strict: raise SourceError for one
     that cannot be read, in whole or in part."""
     found = [(file.path, suffix) for file in files if (suffix := find_suffix(file.path)) in DOCUMENT_SUFFIXES]
     readers = conversions.document_files
-    with contextlib.closing(readers.read(found)) as answers:
+    with contextlib.closing(readers.read(found, text_key)) as answers:
         for texts in answers:
             if is_strict and (bad := readers.describe_unread()):
                 raise SourceError(f"cannot read all documents: {bad[0]}")
@@ -353,13 +346,18 @@ def _cut_documents(
     file: SourceFile, found: list[DocumentText], boundary: Boundary, cleaner: _Cleaner, counts: SourceCounts
 ) -> Iterator[tuple[str, list[bytes], list[int]]]:
     """The names, texts and positions of the documents in a file with a reader, cut as the text of a
-    text file."""
+    text file; rows are not cut."""
     if not found:
         counts.unread_bytes += file.num_bytes
         return
     counts.container_bytes += file.num_bytes
-    for text, name in found:
+    for text, name, row in found:
         end = 0
+        if row:  # a document as it is
+            raw = text.encode("utf-8")
+            counts.container_bytes -= len(raw)
+            yield name, *cleaner.clean([raw], [row])
+            continue
         for raws, boundary_sizes in _cut(text.encode("utf-8"), iter(()), boundary):
             begin = end
             *positions, end = itertools.accumulate(map(operator.add, map(len, raws), boundary_sizes), initial=begin)

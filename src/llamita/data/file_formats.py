@@ -11,10 +11,10 @@ import itertools
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from llamita.data.document_files import DOCUMENT_SUFFIXES
-from llamita.data.utf8_files import GZIP_SUFFIX, Conversions, is_gzipped, read_lines
+from llamita.data.utf8_files import GZIP_SUFFIX, Conversions, is_gzipped, read_lines, split_lines
 from llamita.errors import LlamitaError, SourceError
 
 
@@ -94,12 +94,13 @@ def read_files(
         raise SourceError(f"no {what} in {', '.join(map(str, paths))}: {why}; add some")
 
 
-_HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+_CHINESE_MARKS = "！（），：；？～"  # of Chinese and Japanese sentences: their usual form
+_HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F) if chr(code) not in _CHINESE_MARKS}
 
 
 def to_half_width(value: Any) -> Any:
-    """The value with the full-width forms of ASCII in its texts (U+FF01 to U+FF5E) as ASCII. Keys
-    stay; other full-width forms, and the punctuation of CJK such as 。、「」, are no ASCII."""
+    """The value with the full-width letters, digits and signs in its texts (U+FF01 to U+FF5E, without
+    the marks of Chinese sentences: ，？！) as ASCII. Keys stay."""
     if isinstance(value, str):
         return value.translate(_HALF_WIDTH)
     if isinstance(value, list):
@@ -123,6 +124,20 @@ def list_example_files(path: Path) -> list[Path]:
     return found
 
 
+def row_text(row: Row, text_key: str) -> bytes:
+    """The UTF-8 text of a row; empty for null. Raises SourceError."""
+    text = row.values[text_key]
+    if text is not None and not isinstance(text, str):
+        raise SourceError(f"cannot read {row.where}: {text_key!r}: expected text, found {json_name(text)}")
+    try:
+        return (text or "").encode("utf-8")
+    except UnicodeEncodeError:
+        raise SourceError(
+            f"cannot read {row.where}: the text has half of a UTF-16 surrogate pair (\\ud800 to \\udfff), "
+            "which is not a character"
+        ) from None
+
+
 def list_keys(values: Mapping[str, Any]) -> str:
     """The first keys of a row, for error messages."""
     return ", ".join(map(repr, list(values)[:12])) or "nothing"
@@ -137,11 +152,22 @@ def json_name(value: Any) -> str:
 # ---- the readers
 
 
-def _read_jsonl(path: Path, key: str | None, bad: BadRows) -> Iterator[Row]:
-    return _lines_of_json(read_lines(path, bad.conversions), path, key, bad)
+def packed_suffix(name: str) -> str | None:
+    """The suffix of a file in an archive whose rows `packed_rows` reads, or None."""
+    return next((suffix for suffix in _LINE_READERS if name.lower().endswith(suffix)), None)
 
 
-def _lines_of_json(lines: Iterable[str], path: Path, key: str | None, bad: BadRows) -> Iterator[Row]:
+def packed_rows(text: str, name: str, key: str) -> Iterator[Row]:
+    """The rows of a file in an archive, from its text. Raises SourceError."""
+    lines = split_lines(text.encode("utf-8", "replace"))
+    return _LINE_READERS[packed_suffix(name) or ""](iter(lines), Path(name), key, BadRows())
+
+
+def _read_lines(path: Path, key: str | None, bad: BadRows) -> Iterator[Row]:
+    return _LINE_READERS[find_suffix(path) or ""](read_lines(path, bad.conversions), path, key, bad)
+
+
+def _jsonl_rows(lines: Iterable[str], path: Path, key: str | None, bad: BadRows) -> Iterator[Row]:
     found = 0
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -161,16 +187,16 @@ def _lines_of_json(lines: Iterable[str], path: Path, key: str | None, bad: BadRo
         yield row
 
 
-def _read_json(path: Path, key: str | None, bad: BadRows) -> Iterator[Row]:
+def _json_rows(lines: Iterable[str], path: Path, key: str | None, bad: BadRows) -> Iterator[Row]:
     """An array of objects, as in Alpaca's and LLaMA-Factory's files, or JSON lines under this name.
     It is read as a whole."""
-    text = "".join(read_lines(path, bad.conversions))
+    text = "".join(lines)
     try:
         content = json.loads(text, object_pairs_hook=names_once(key))
     except json.JSONDecodeError as error:
         first = text[: error.pos].strip()
         if error.msg == "Extra data" and "\n" not in first and "\n" in text[: error.pos].lstrip():
-            yield from _lines_of_json(text.split("\n"), path, key, bad)
+            yield from _jsonl_rows(text.split("\n"), path, key, bad)
             return
         content = _parse(text, str(path), key)  # for its error
     except (RecursionError, ValueError):
@@ -189,11 +215,10 @@ def _read_json(path: Path, key: str | None, bad: BadRows) -> Iterator[Row]:
         yield row
 
 
-def _read_csv(path: Path, key: str | None, bad: BadRows) -> Iterator[Row]:
+def _csv_rows(lines: Iterator[str], path: Path, key: str | None, bad: BadRows) -> Iterator[Row]:
     """A table with a header line, of cells between commas, semicolons (spreadsheets where the comma
     is the decimal sign) or tabs."""
     csv.field_size_limit(2**31 - 1)
-    lines = read_lines(path, bad.conversions)
     first = next(lines, "")
     skipped = 0
     if first.startswith("sep=") and len(first.rstrip("\r\n")) == 5:  # Excel names the delimiter so
@@ -334,11 +359,13 @@ def _object(value: Any, where: str, number: int, key: str | None) -> Row:
     return Row(where, value, number)
 
 
+# Keys of a question and its answer in one row.
+PAIR_KEYS: Final = (
+    ("prompt", "completion"), ("question", "answer"), ("instruction", "output"), ("query", "response"),
+    ("prompt", "response"), ("input", "output"),
+)  # fmt: skip
 # Keys that rows of examples have, and rows of text do not.
-_EXAMPLE_KEYS = {
-    "messages", "conversations", "prompt", "completion", "question", "answer", "instruction", "query", "response",
-    "chosen", "rejected", "input", "output",
-}  # fmt: skip
+_EXAMPLE_KEYS = {"messages", "conversations", "chosen", "rejected", *itertools.chain(*PAIR_KEYS)}
 
 
 def _check_has_key(names: Collection[str], key: str, where: str) -> None:
@@ -354,11 +381,14 @@ def _check_has_key(names: Collection[str], key: str, where: str) -> None:
 # ---- the formats
 
 TEXT_SUFFIXES = (".txt", ".md")  # text, which llamita.data.documents cuts into documents
+_LINE_READERS: dict[str, Callable[[Iterator[str], Path, str | None, BadRows], Iterator[Row]]] = {
+    ".jsonl": _jsonl_rows,
+    ".json": _json_rows,
+    ".csv": _csv_rows,
+    ".tsv": _csv_rows,
+}
 ROW_READERS: dict[str, Callable[[Path, str | None, BadRows], Iterator[Row]]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".tsv": _read_csv,
+    **dict.fromkeys(_LINE_READERS, _read_lines),
     ".parquet": _read_parquet,
 }
 PLAIN_SUFFIXES = (*TEXT_SUFFIXES, *DOCUMENT_SUFFIXES)  # what has documents, but no rows

@@ -1,7 +1,8 @@
 """Makes a token store from text: reads, drops duplicates, splits, trains a tokenizer, encodes.
 
 A large source is streamed three times: to decide on every document, to train the tokenizer, and to
-encode. Memory holds about 100 bytes per document (to find duplicates), never the whole text.
+encode. Memory holds about 100 bytes per document (to find duplicates; 550 more for
+near-duplicates), never the whole text.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from llamita.atomic import atomic_directory, check_no_writer
 from llamita.config import PrepareConfig
-from llamita.data import document_files
+from llamita.data import document_files, near_duplicates, personal_data
 from llamita.data.corpus import Corpus
 from llamita.data.datatrove import adopt, find_token_files
 from llamita.data.document_encoder import Batch, DocumentEncoder
@@ -83,6 +84,11 @@ def _from_texts(config: PrepareConfig, progress: Progress) -> bool:
             conversions=corpus.conversions,
             duplicate_documents=plan.duplicate_documents,
             duplicate_bytes=plan.duplicate_bytes,
+            near_duplicates=config.near_duplicates,
+            near_duplicates_kept=plan.near_duplicates - plan.near_duplicate_documents,
+            near_held_out=plan.near_held_out,
+            near_duplicate_documents=plan.near_duplicate_documents,
+            near_duplicate_bytes=plan.near_duplicate_bytes,
         )
         _finish(writer, tokenizer, recipe, corpus.fingerprint, report)
     return True
@@ -215,6 +221,13 @@ def _text_recipe(config: PrepareConfig, corpus: Corpus, tokenizer: Tokenizer | N
             "encoding": config.encoding,
             "seed": config.seed,
             **({"documents": document_files.VERSION} if corpus.has_document_files else {}),
+            **(
+                {"near_duplicates": [config.near_duplicates, near_duplicates.VERSION]}
+                if config.near_duplicates != "keep"
+                else {}
+            ),
+            **({"drop_lines": sorted(corpus.scrubber.lines)} if config.drop_lines else {}),
+            **({"personal_data": personal_data.VERSION} if config.mask_personal_data else {}),
         }
     )
 

@@ -29,9 +29,11 @@ class SplitReport:
 class PrepareReport:
     """What was read and written. The counts add up exactly:
 
-    source_bytes = train.text_bytes + val.text_bytes + duplicate_bytes + whitespace_bytes
-    + separator_bytes + container_bytes + unread_bytes;
-    documents = train.documents + val.documents + duplicate_documents + empty_documents.
+    source_bytes = train.text_bytes + val.text_bytes + duplicate_bytes + near_duplicate_bytes
+    + whitespace_bytes + separator_bytes + container_bytes + unread_bytes + dropped_line_bytes
+    + masked_bytes;
+    documents = train.documents + val.documents + duplicate_documents + near_duplicate_documents
+    + empty_documents.
     """
 
     out: Path
@@ -43,6 +45,11 @@ class PrepareReport:
     val: SplitReport
     duplicate_documents: int
     duplicate_bytes: int
+    near_duplicate_documents: int  # dropped
+    near_duplicate_bytes: int
+    near_duplicates: str  # what --near-duplicates asked for
+    near_duplicates_kept: int
+    near_held_out: int  # near-duplicates among training documents of a held-out one, dropped or kept
     empty_documents: int
     whitespace_bytes: int
     separator_bytes: int
@@ -54,6 +61,13 @@ class PrepareReport:
     encoded_by: str
     line_ends: int  # CRLF and CR that became LF; the bytes of their CR are container_bytes
     byte_order_marks: int  # removed inside files
+    dropped_lines: int  # --drop-lines
+    dropped_line_bytes: int
+    masked_mail: int  # pieces of personal data
+    masked_phone: int
+    masked_id: int
+    masked_account: int
+    masked_bytes: int  # how much shorter masks made the text; negative if longer
     converted: str  # which files were in other encodings, "" if none
     damaged: str  # which files were converted wrongly before, "" if none
     document_files: str  # how many files of each kind were read as documents, such as PDF; "" if none
@@ -77,6 +91,10 @@ class PrepareReport:
 
 
 _ELSEWHERE = ("out", "train", "val", "vocab_size", "reused", "seconds")  # not in "report"
+_COUNTS = (
+    "byte_order_marks", "dropped_lines", "dropped_line_bytes", "masked_mail", "masked_phone", "masked_id",
+    "masked_account", "masked_bytes",
+)  # fmt: skip
 _KEYS = {
     "int": Key("integer", required=True, minimum=-(2**53), maximum=2**53),  # negative: packed files
     "str": Key("string", required=True),
@@ -97,6 +115,11 @@ def report_entry(
     conversions: Conversions | None = None,
     duplicate_documents: int = 0,
     duplicate_bytes: int = 0,
+    near_duplicates: str = "keep",
+    near_duplicate_documents: int = 0,
+    near_duplicate_bytes: int = 0,
+    near_duplicates_kept: int = 0,
+    near_held_out: int = 0,
 ) -> dict[str, Any]:
     """The "report" in store.json: the fields of PrepareReport that are not in its other entries."""
     found = conversions or Conversions()
@@ -114,6 +137,11 @@ def report_entry(
         "documents": counts.documents + counts.empty_documents,
         "duplicate_documents": duplicate_documents,
         "duplicate_bytes": duplicate_bytes,
+        "near_duplicates": near_duplicates,
+        "near_duplicate_documents": near_duplicate_documents,
+        "near_duplicate_bytes": near_duplicate_bytes,
+        "near_duplicates_kept": near_duplicates_kept,
+        "near_held_out": near_held_out,
         "empty_documents": counts.empty_documents,
         "whitespace_bytes": counts.whitespace_bytes,
         "separator_bytes": counts.separator_bytes,
@@ -122,7 +150,7 @@ def report_entry(
         "vocabulary": vocabulary,
         "encoded_by": encoded_by,
         "line_ends": counts.line_ends,
-        "byte_order_marks": counts.byte_order_marks,
+        **{name: getattr(counts, name) for name in _COUNTS},
     }
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import array
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from llamita.config import PrepareConfig
 from llamita.data.corpus import Corpus
 from llamita.data.documents import SourceCounts
+from llamita.data.near_duplicates import NearDuplicates
 from llamita.data.token_store import SplitName
 from llamita.errors import SourceError
 from llamita.progress import Progress
@@ -33,6 +35,10 @@ class SplitPlan:
     sample: DocumentSample
     duplicate_documents: int = 0
     duplicate_bytes: int = 0
+    near_duplicates: int = 0  # found
+    near_held_out: int = 0  # of these, training documents that repeat a held-out one
+    near_duplicate_documents: int = 0  # dropped
+    near_duplicate_bytes: int = 0
 
     @classmethod
     def make(cls, corpus: Corpus, config: PrepareConfig, progress: Progress) -> SplitPlan:
@@ -45,11 +51,17 @@ class SplitPlan:
         fraction = 0.0 if config.val else (config.val_fraction or DEFAULT_VAL_FRACTION)
         threshold = int(fraction * 2**64)
         seen: set[bytes] = set()
+        near = _NearDocuments() if config.near_duplicates != "keep" else None
         for texts, is_val in corpus.blocks(plan.counts):
             hashes = document_hashes(texts, config.seed)
+            first = len(plan.decisions)
             plan._decide(texts, hashes, seen, 2**64 if is_val else threshold)
+            if near is not None:
+                near.add(texts, hashes, plan.decisions, first)
             progress("reading", plan.counts.source_bytes, corpus.num_bytes)
         progress("reading", corpus.num_bytes, corpus.num_bytes)
+        if near is not None:
+            plan._use(near, drop=config.near_duplicates == "drop")
         unread = corpus.conversions.document_files.describe_unread()
         if unread and not plan.counts.documents:
             raise SourceError(f"no text in {', '.join(config.sources)}: {unread[0]}")
@@ -78,6 +90,49 @@ class SplitPlan:
         for split, decision in splits:
             self.documents[split] += documents[decision]
             self.text_bytes[split] += text_bytes[decision]
+
+    def _use(self, near: _NearDocuments, *, drop: bool) -> None:
+        """Count near-duplicates, and drop them."""
+        for number, size, crosses in near.find(self.decisions):
+            self.near_duplicates += 1
+            self.near_held_out += crosses
+            if drop:
+                split: SplitName = "val" if self.decisions[number] == VAL else "train"
+                self.decisions[number] = DROPPED
+                self.documents[split] -= 1
+                self.text_bytes[split] -= size
+                self.near_duplicate_documents += 1
+                self.near_duplicate_bytes += size
+
+
+class _NearDocuments:
+    """The documents that are no exact duplicates, to find those that are near-duplicates.
+
+    Held-out documents come first, and those with smaller hashes before others. So a document is kept
+    or dropped whatever the order of the files is, and whatever is added later, training never sees
+    what repeats a held-out document.
+    """
+
+    def __init__(self) -> None:
+        self._documents = NearDuplicates()
+        self._numbers, self._sizes, self._keys = array.array("q"), array.array("q"), array.array("Q")
+
+    def add(self, texts: Sequence[bytes], hashes: Sequence[bytes], decisions: Sequence[int], first: int) -> None:
+        """Add a block, whose first document is number `first`."""
+        new = [i for i in range(len(texts)) if decisions[first + i] != DROPPED]
+        self._documents.add([texts[i] for i in new])
+        self._numbers.extend(first + i for i in new)
+        self._sizes.extend(len(texts[i]) for i in new)
+        self._keys.extend(int.from_bytes(hashes[i][:8], "little") for i in new)
+
+    def find(self, decisions: Sequence[int]) -> Iterator[tuple[int, int, bool]]:
+        """The number and size of each near-duplicate, and whether it is a training document that
+        repeats a held-out one."""
+        is_val = np.array([decisions[number] == VAL for number in self._numbers], np.bool_)
+        order = np.lexsort((np.array(self._keys, np.uint64), ~is_val))
+        found = self._documents.find(order, is_val)
+        for i in np.flatnonzero(found >= 0).tolist():
+            yield self._numbers[i], self._sizes[i], bool(is_val[found[i]] and not is_val[i])
 
 
 def document_hashes(texts: Sequence[bytes], seed: int) -> list[bytes]:

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import IO
 
 from llamita.data.document_files import DocumentFiles
-from llamita.data.encodings import SAMPLE_BYTES, Found, Unsure, describe_mojibake, detect, find_codec, utf8_letter_bytes
+from llamita.data.encodings import (
+    SAMPLE_BYTES,
+    Found,
+    Unsure,
+    describe_mojibake,
+    detect,
+    find_codec,
+    find_utf8_run,
+    utf8_letter_bytes,
+)
 from llamita.errors import ConfigError, SourceError
 
 BOM = b"\xef\xbb\xbf"
@@ -212,6 +221,11 @@ def _converted(path: Path, chunks: Iterator[bytes], offset: int, found: Found, *
     is_first = True
     for chunk in chunks:
         pending = decoder.getstate()[0]
+        if not found.codec.startswith("utf-16") and (mixed := find_utf8_run(pending + chunk)) is not None:
+            raise SourceError(
+                f"cannot read {path}: byte {offset - len(pending) + mixed:,}: expected {found.name}, found UTF-8: the "
+                "file mixes two encodings; convert its parts separately, then join them"
+            )
         try:
             text = decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
@@ -262,13 +276,14 @@ def read_lines(path: Path, conversions: Conversions | None = None) -> Iterator[s
         end = chunk.rfind(b"\n") + 1
         parts.append(chunk[:end] if end else chunk)
         if end:
-            yield from _lines(b"".join(parts))
+            yield from split_lines(b"".join(parts))
             parts = [chunk[end:]]
     if last := b"".join(parts):
-        yield from _lines(last)
+        yield from split_lines(last)
 
 
-def _lines(data: bytes) -> list[str]:
+def split_lines(data: bytes) -> list[str]:
+    """The lines of UTF-8 with their ends, without byte order marks."""
     text = (data.replace(BOM, b"") if BOM in data else data).decode("utf-8")
     if "\r" in text:
         return _ANY_LINE.findall(text)
@@ -287,6 +302,8 @@ def _guess_encoding(data: bytes, error: UnicodeDecodeError, offset: int, unsure:
     controls = sum(byte < 32 and byte not in b"\t\n\v\f\r\x1b" for byte in near)
     if controls * 50 > len(near) or b"\0" in near:
         return "it looks like binary data, not text"
+    if (name := _other_lines(data)) is not None:
+        return f"the file mixes UTF-8 and {name}: convert its parts separately, then join them"
     if utf8_letter_bytes(near) > 0.7 * sum(byte >= 0x80 for byte in near):
         return "the rest near it is UTF-8: this character is damaged"
     if not unsure.candidates and isinstance(found := detect(data[first : first + SAMPLE_BYTES]), Found):
@@ -300,6 +317,20 @@ def _guess_encoding(data: bytes, error: UnicodeDecodeError, offset: int, unsure:
     else:
         names.insert(0, one_byte)
     return f"it looks like {', or '.join(names)}: say which with --encoding NAME"
+
+
+def _other_lines(data: bytes) -> str | None:
+    """The encoding of the lines that are not UTF-8, if other lines are; None for damaged UTF-8."""
+    has_utf8, others = False, b""
+    for line in data.splitlines(keepends=True):
+        try:
+            line.decode("utf-8")
+            has_utf8 |= not line.isascii()
+        except UnicodeDecodeError:
+            others += line
+    is_damaged = 2 * utf8_letter_bytes(others) > sum(byte >= 0x80 for byte in others)
+    found = None if is_damaged or not has_utf8 else detect(others)
+    return found.name if isinstance(found, Found) else None
 
 
 _UTF16 = "it looks like {0} text without a byte order mark: say so with --encoding {0}"

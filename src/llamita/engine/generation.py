@@ -14,12 +14,15 @@ from llamita.engine.sampler import Sampler
 from llamita.engine.session import Session
 from llamita.errors import EngineError
 
+FEED_TOKENS = 128  # per call, so that a long prompt can be interrupted
+
 
 class Generation(Iterator[str]):
     """A text while it is generated: an iterator of pieces of str.
 
-    prompt_ids: the ids of the prompt, with BOS. ids: the new ids so far. seed: generates the same
-    text again. stop: "" until the end, then "end token", "number of tokens", "context's end" or
+    prompt_ids: the ids of the prompt, with BOS. ids: the new ids so far; once a full context was
+    shifted, those of them that it still holds. num_new_tokens: of all. seed: generates the same text
+    again. stop: "" until the end, then "end token", "number of tokens", "context's end" or
     "grammar's end".
     """
 
@@ -32,13 +35,16 @@ class Generation(Iterator[str]):
         max_new_tokens: int | None,
         grammar: GrammarState | None = None,
         prompt_cache: str | os.PathLike[str] | None = None,
+        num_kept: int | None = None,
     ) -> None:
+        """num_kept: tokens that stay when the context is full; None: the text ends there."""
         self.prompt_ids = prompt_ids
         self.ids: list[int] = []
+        self.num_new_tokens = 0
         self.seed = sampler.seed
         self.stop = ""
         self._model, self._session, self._sampler, self._max_new_tokens = model, session, sampler, max_new_tokens
-        self._grammar, self._prompt_cache = grammar, prompt_cache
+        self._grammar, self._prompt_cache, self._num_kept = grammar, prompt_cache, num_kept
         self._num_cached = 0  # tokens of the prompt
         self._num_threads = session.num_threads
         self._prompt_seconds = self._decode_seconds = 0.0
@@ -80,22 +86,38 @@ class Generation(Iterator[str]):
                 return
             before = self.ids[-1] if self.ids else self.prompt_ids[-1]
             self.ids.append(token_id)
+            self.num_new_tokens += 1
             yield self._model.decode_token(token_id, before)
-            if self._max_new_tokens is not None and len(self.ids) >= self._max_new_tokens:
+            if self._max_new_tokens is not None and self.num_new_tokens >= self._max_new_tokens:
                 self.stop = "number of tokens"
                 return
-            if self._session.position >= self._session.context_tokens:
-                self.stop = "context's end"
-                return
             start, passes = time.perf_counter(), self._session.num_passes
-            token_id = self._step([token_id])
+            next_ids = [token_id]
+            if self._session.position >= self._session.context_tokens:
+                next_ids = self._shift(token_id)
+                if not next_ids:
+                    self.stop = "context's end"
+                    return
+            token_id = self._step(next_ids)
             self._decode_seconds += time.perf_counter() - start
             self._num_passes += self._session.num_passes - passes
             self._num_decoded += 1
 
+    def _shift(self, token_id: int) -> list[int]:
+        """Drop the older half of the tokens after the kept ones; the ids to read again, up to the new
+        one. None of them: the text ends here."""
+        held = self._session.ids.tolist()
+        if self._num_kept is None or (num_dropped := (len(held) - self._num_kept) // 2) == 0:
+            return []
+        last = [*held[self._num_kept + num_dropped :], token_id]
+        ids = [*held[: self._num_kept], *last]
+        del self.ids[: -len(last)]
+        return ids[keep_common_ids(self._session, ids) :]
+
     def _step(self, ids: Sequence[int]) -> int | None:
         """The next id; None: the text is complete."""
-        self._session.feed(ids)
+        for start in range(0, len(ids), FEED_TOKENS):
+            self._session.feed(ids[start : start + FEED_TOKENS])
         logits = self._session.logits
         assert logits is not None
         if self._grammar is not None:
@@ -116,7 +138,7 @@ class Generation(Iterator[str]):
         gigabytes = passes * self._model.info.decode_bytes * 1e-9
         return (
             f"prompt {len(self.prompt_ids)} tokens{cached}, {prompt_speed:.1f} tok/s | "
-            f"generated {len(self.ids)} tokens, {speed:.1f} tok/s, {gigabytes:.2f} GB/s | "
+            f"generated {self.num_new_tokens} tokens, {speed:.1f} tok/s, {gigabytes:.2f} GB/s | "
             f"load {self._model.load_seconds * 1e3:.1f} ms, first token {self._prompt_seconds * 1e3:.1f} ms | "
             f"threads {self._num_threads}"
         )

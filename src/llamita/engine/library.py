@@ -35,6 +35,15 @@ class ModelParamsStruct(ctypes.Structure):
     _fields_ = [("tokenizer_path", ctypes.c_char_p), ("kernels", ctypes.c_char_p), ("pre_tokenizer", ctypes.c_char_p)]
 
 
+class RopeParamsStruct(ctypes.Structure):
+    _fields_ = [
+        ("scaling", ctypes.c_int),
+        ("scale", ctypes.c_float),
+        ("freq_base", ctypes.c_float),
+        ("yarn_orig_ctx", ctypes.c_int32),
+    ]
+
+
 class SessionParamsStruct(ctypes.Structure):
     _fields_ = [
         ("num_threads", ctypes.c_int32),
@@ -42,6 +51,9 @@ class SessionParamsStruct(ctypes.Structure):
         ("num_sequences", ctypes.c_int32),
         ("kv_type", ctypes.c_int),
         ("speculation", ctypes.c_int),
+        ("rope", RopeParamsStruct),
+        ("context_full", ctypes.c_int),  # of llamita_generate, which Python does not use
+        ("num_keep", ctypes.c_int32),
     ]
 
 
@@ -80,6 +92,7 @@ class MessageStruct(ctypes.Structure):
 
 KV_TYPES = ("f16", "f32", "q8")  # llamita_kv_type, in its order
 SPECULATIONS = ("auto", "off", "always")  # llamita_speculation, in its order
+ROPE_SCALINGS = ("none", "linear", "ntk", "yarn")  # llamita_rope_scaling, in its order after that of the model
 
 
 class SamplerParamsStruct(ctypes.Structure):
@@ -109,6 +122,7 @@ class SchedulerParamsStruct(ctypes.Structure):
         ("kv_type", ctypes.c_int),
         ("num_parallel", ctypes.c_int32),
         ("num_cached", ctypes.c_int32),
+        ("rope", RopeParamsStruct),
     ]
 
 

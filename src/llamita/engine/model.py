@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -94,6 +94,8 @@ class Model(ModelFile):
         adapters: AdapterUses = (),
         grammar: Grammar | None = None,
         prompt_cache: str | os.PathLike[str] | None = None,
+        context_full: Literal["stop", "shift"] = "stop",
+        keep: int = 0,
         **overrides: Any,
     ) -> Generation:
         """Continue the prompt: an iterator of pieces of new text (str) that never split a
@@ -107,12 +109,19 @@ class Model(ModelFile):
         prompt_cache: a file that keeps the computed prompt (Session.save). What this prompt shares
         with it is not computed again; it is written if that is less than three quarters of the
         prompt.
+        context_full: "shift" goes on when the context is full: it drops the older half of the tokens
+        after the first `keep` of the prompt (-1: all of it) and BOS, and computes the others again.
         overrides: fields of sampling and runtime by name: generate("Once", temperature=0.8).
         """
         sampling, runtime = with_overrides(sampling, runtime, overrides)
         if max_new_tokens is not None and max_new_tokens < 1:
             raise EngineError(f"max_new_tokens: expected at least 1, or None for no limit, found {max_new_tokens}")
+        if context_full not in ("stop", "shift"):
+            raise EngineError(f"context_full: expected stop or shift, found {context_full!r}")
+        if keep < -1 or (keep and context_full == "stop"):
+            raise EngineError(f"keep: expected -1 (all) or more with context_full='shift', else 0, found {keep}")
         prompt_ids = encode_prompt(self, prompt)
+        num_kept = len(prompt_ids) if keep < 0 else min(len(prompt_ids), keep + (prompt_ids[0] == self.info.bos_id))
         state = None if grammar is None else grammar.start(self)
         sampler = Sampler(self.info.vocab_size, sampling, model=self)
         session = self.session(runtime, adapters=adapters)
@@ -121,7 +130,8 @@ class Model(ModelFile):
                 f"prompt: expected at most {session.context_tokens} tokens (the context), found {len(prompt_ids)}; "
                 "shorten it"
             )
-        return Generation(self, session, sampler, prompt_ids, max_new_tokens, state, prompt_cache)
+        kept = num_kept if context_full == "shift" else None
+        return Generation(self, session, sampler, prompt_ids, max_new_tokens, state, prompt_cache, kept)
 
     def choose(
         self, prompt: str, choices: Sequence[str], *, adapters: AdapterUses = (), **overrides: Any

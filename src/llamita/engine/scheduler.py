@@ -32,6 +32,7 @@ from llamita.engine.library import (
 )
 from llamita.engine.model_file import ModelFile
 from llamita.engine.sampler import sampler_struct
+from llamita.engine.session import rope_struct
 from llamita.errors import EngineError
 from llamita.sampling import DEFAULT_COMPUTE, DEFAULT_SAMPLING, ComputeOptions, SamplingParams
 
@@ -116,6 +117,7 @@ class Scheduler(Owned):
             choice("kv_type", runtime.kv_type, KV_TYPES),
             int32("num_parallel", num_parallel),
             int32("num_cached", num_cached),
+            rope_struct(runtime),
         )
         handle = ctypes.c_void_p()
         call("scheduler_open", model._handle, ctypes.byref(params), ctypes.byref(handle))

@@ -14,10 +14,12 @@ import numpy.typing as npt
 from llamita.engine.adapter import AdapterUses, adapter_structs
 from llamita.engine.library import (
     KV_TYPES,
+    ROPE_SCALINGS,
     SPECULATIONS,
     ChunkStruct,
     Ids,
     Owned,
+    RopeParamsStruct,
     SessionParamsStruct,
     call,
     choice,
@@ -29,7 +31,18 @@ from llamita.engine.library import (
 )
 from llamita.engine.model_file import ModelFile
 from llamita.errors import EngineError
-from llamita.sampling import DEFAULT_RUNTIME, RuntimeOptions
+from llamita.sampling import DEFAULT_RUNTIME, ComputeOptions, RuntimeOptions
+
+
+def rope_struct(runtime: ComputeOptions) -> RopeParamsStruct:
+    """llamita_rope_params. Raises EngineError."""
+    scaling = runtime.rope_scaling
+    return RopeParamsStruct(
+        0 if scaling is None else 1 + choice("rope_scaling", scaling, ROPE_SCALINGS),
+        runtime.rope_scale,
+        runtime.rope_freq_base,
+        int32("yarn_orig_ctx", runtime.yarn_orig_ctx),
+    )
 
 
 class Session(Owned):
@@ -52,6 +65,7 @@ class Session(Owned):
             int32("num_sequences", num_sequences),
             choice("kv_type", runtime.kv_type, KV_TYPES),
             choice("speculation", runtime.speculation, SPECULATIONS),
+            rope_struct(runtime),
         )
         call("session_open", model._handle, ctypes.byref(params), ctypes.byref(handle))
         self._own(handle.value, model)

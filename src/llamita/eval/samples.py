@@ -67,7 +67,10 @@ class SampleReport:
             ),
             ("ended with EOS", f"{metrics.stop_rate:.1%}"),
             ("distinct-1, -2, -3", f"{metrics.distinct_1:.3f}, {metrics.distinct_2:.3f}, {metrics.distinct_3:.3f}"),
-            ("repetition", f"{metrics.repetition:.1%} of 4-word sequences repeat within the same text"),
+            (
+                "repetition",
+                f"{metrics.repetition:.1%} of 4 words in a row (Chinese: characters) repeat within a text",
+            ),
         ]
         if found is None:
             return [*rows, ("copies", "not checked: name the training text with --training")]

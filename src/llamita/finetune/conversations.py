@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from llamita.data.file_formats import BadRows, Row, json_name, list_keys, read_files
+from llamita.data.file_formats import PAIR_KEYS, BadRows, Row, json_name, list_keys, read_files
 from llamita.errors import SourceError
 from llamita.finetune.tool_calls import parse_calls, parse_json, parse_tools
 
@@ -34,10 +34,6 @@ _ROLES: Final[dict[str, Role]] = {
     "tool": "tool", "observation": "tool", "ipython": "tool", "function": "tool", "function_response": "tool",
 }  # fmt: skip
 _CALL_ROLES: Final = ("function_call", "tool_call")  # ShareGPT: an assistant's message that is a call
-_PAIRS: Final = (
-    ("prompt", "completion"), ("question", "answer"), ("instruction", "output"), ("query", "response"),
-    ("prompt", "response"), ("input", "output"),
-)  # fmt: skip
 # Keys of a row that change what the model sees.
 _REFUSED_KEYS: Final = (
     "functions", "images", "videos", "audios", "chat_template_kwargs",
@@ -156,7 +152,7 @@ def read_conversation(row: Row, columns: tuple[str, str] | None = None, system: 
         names, turns = (key,), _turns(values[key], key, where)
         _refuse_history(values, where)
     else:
-        pair = next((pair for pair in _PAIRS if all(name in values for name in pair)), None)
+        pair = next((pair for pair in PAIR_KEYS if all(name in values for name in pair)), None)
         if pair is None:
             is_pair = values.get("chosen") is not None and values.get("rejected") is not None
             advice = "this is a pair for --preference dpo" if is_pair else "or set --columns"

@@ -124,7 +124,10 @@ class RenderCounts:
         if self.truncated:
             lines.append(f"truncated: {self.truncated:,} conversations, {self.removed_turns:,} turns removed")
         if self.too_long:
-            lines.append(f"too long: {self.too_long:,} {self.unit} left out, the first: {self.first_too_long}")
+            lines.append(
+                f"too long: {self.too_long:,} {self.unit} left out, the first: {self.first_too_long}; a larger "
+                "--context keeps them, here and when the base model is trained"
+            )
         if self.ties:
             lines.append(f"ties: {self.ties:,} pairs of identical answers left out")
         if self.unanswered:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 from typing import Any
 
-from llamita import __version__
 from llamita.commands import command_line
 from llamita.console import format_count, format_rate, format_seconds, speed_unit
 from llamita.report.charts import axis_switch, build_charts, color_key
 from llamita.report.history import History, common_targets, objective, objective_unit
+from llamita.report.page import page, tiles
 from llamita.report.samples import earlier_samples, memorization, newest_sample, samples_side_by_side
 from llamita.report.settings import differences_table, folded_settings
 from llamita.report.svg_chart import FORMATS
@@ -29,29 +28,15 @@ def build_page(histories: Sequence[History]) -> str:
         title = f"{len(histories)} runs"
         head = [f'<p class="soft">{escape(names)}</p>', _final_numbers(histories)]
         sections = [samples_side_by_side(histories), differences_table(histories)]
-    command = command_line("report", *(history.path for history in histories))
     body = [
-        f"<h1>{escape(title)}</h1>",
         *head,
         axis_switch(histories),
         "<main>",
         build_charts(histories),
         *sections,
         "</main>",
-        f"<footer>Written by llamita {__version__}. To update: <code>{escape(command)}</code></footer>",
     ]
-    style, script = (_asset(name) for name in ("page.css", "page.js"))
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)} · llamita</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        + "\n".join(part for part in body if part)
-        + f"\n<script>\n{script}</script>\n</body>\n</html>\n"
-    )
-
-
-def _asset(name: str) -> str:
-    return files("llamita.report").joinpath(name).read_text(encoding="utf-8")
+    return page(title, body, command_line("report", *(history.path for history in histories)))
 
 
 # ---------------------------------------------------------------- one run
@@ -71,29 +56,26 @@ def _tiles(history: History) -> str:
     key, summary = objective([history]), history.summary
     unit = objective_unit(key, history.targets)
     val = history.series("eval", key, "step")
-    tiles: list[tuple[str, str]] = []
+    found: list[tuple[str, str]] = []
     if val[1]:
         best, step = min(zip(val[1], val[0], strict=True))
         note = "" if best == val[1][-1] else f" (best {best:.4f} at step {step:,.0f})"
-        tiles.append((f"{val[1][-1]:.4f}", f"{unit}, held-out{note}"))
+        found.append((f"{val[1][-1]:.4f}", f"{unit}, held-out{note}"))
     elif (train := history.last("train", key)) is not None:
-        tiles.append((f"{train:.4f}", f"{unit}, training"))
+        found.append((f"{train:.4f}", f"{unit}, training"))
     if weights := summary.get("num_parameters"):
-        tiles.append((format_count(weights), "weights"))
+        found.append((format_count(weights), "weights"))
     if (tokens := history.last("train", "tokens")) is not None:
         epoch = history.last("train", "epoch")
         epochs = "" if epoch is None else f", {epoch:.2f} epochs"
-        tiles.append((format_count(tokens), f"{history.targets}{epochs}"))
+        found.append((format_count(tokens), f"{history.targets}{epochs}"))
     if (seconds := history.last("train", "seconds")) is not None:
-        tiles.append((format_seconds(summary.get("seconds") or seconds), "time"))
+        found.append((format_seconds(summary.get("seconds") or seconds), "time"))
     if (speed := summary.get("tokens_per_second") or history.last("train", "tokens_per_second")) is not None:
-        tiles.append((format_rate(speed), f"{history.targets} per second"))
+        found.append((format_rate(speed), f"{history.targets} per second"))
     if (mfu := summary.get("mfu") or history.last("train", "mfu")) is not None:
-        tiles.append((f"{100 * mfu:.0f} %", "MFU"))
-    shown = "".join(
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>' for value, what in tiles
-    )
-    return f'<div class="tiles">{shown}</div>' if tiles else ""
+        found.append((f"{100 * mfu:.0f} %", "MFU"))
+    return tiles(found)
 
 
 def _rollbacks(history: History) -> str:

@@ -9,22 +9,10 @@ from typing import Any
 from llamita.console import format_count
 from llamita.report.charts import color_key
 from llamita.report.history import History
+from llamita.report.page import lang
 from llamita.run_directory import scalars
 
 MAX_START = 160  # characters of a folded sample
-
-
-def lang(text: str) -> str:
-    """The attribute that chooses the shapes of Chinese, Japanese and Korean characters; else ""."""
-    han = [letter for letter in text if "\u3400" <= letter <= "\u9fff"]
-    if any("\u3041" <= letter <= "\u30ff" for letter in text):
-        return ' lang="ja"'
-    if sum("\uac00" <= letter <= "\ud7af" for letter in text) > len(han):
-        return ' lang="ko"'
-    if not han:
-        return ""
-    simplified, traditional = (len("".join(han).encode(codec, "ignore")) for codec in ("gb2312", "big5"))
-    return ' lang="zh-Hans"' if simplified >= traditional else ' lang="zh-Hant"'
 
 
 def copies_text(overlap: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import concurrent.futures
+import dataclasses
 import os
 import sys
 import threading
@@ -73,8 +74,8 @@ class Embedder:
         self, texts: Sequence[list[int]], encode: Callable[[Vector], bytes], left: threading.Event
     ) -> list[bytes]:
         if self._session is None:
-            compute = self._runtime.num_threads, self._runtime.context_tokens, self._runtime.kv_type
-            runtime = RuntimeOptions(*compute, speculation="off")
+            compute = {field.name: getattr(self._runtime, field.name) for field in dataclasses.fields(ComputeOptions)}
+            runtime = RuntimeOptions(**compute, speculation="off")
             self._session = self._model.session(runtime, num_sequences=EMBEDDING_SEQUENCES, adapters=self._adapters)
 
         def is_cancelled() -> bool:

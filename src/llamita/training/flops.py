@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 
@@ -32,7 +33,7 @@ def flops_per_token(config: ModelConfig, context: int) -> float:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """CPU: measured, the best of 40 matrix products (0.3 s). GPU: from GPU_PEAKS, else None."""
+    """CPU: measured once, the best matrix product of 0.3 s. GPU: from GPU_PEAKS, else None."""
     if device.type == "mps":
         return None
     if device.type == "cpu":
@@ -45,10 +46,11 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     return peak if dtype != torch.float32 else peak / 2  # TF32 runs at half the rate
 
 
-def _measured_flops(size: int = 1024, repeats: int = 40) -> float:
+@functools.cache
+def _measured_flops(size: int = 1024, seconds: float = 0.3) -> float:
     left, right = torch.randn(size, size), torch.randn(size, size)
-    best = float("inf")
-    for _ in range(repeats):
+    best, began = float("inf"), time.perf_counter()
+    while best == float("inf") or time.perf_counter() < began + seconds:
         start = time.perf_counter()
         left @ right
         best = min(best, time.perf_counter() - start)

@@ -173,8 +173,8 @@ def test_text_in_the_place_of_a_model(tmp_path: Path, capsys: pytest.CaptureFixt
     unnamed.write_text(text.read_text())
     rows.write_text('{"messages": []}\n')
     for words, expected in (
-        (["inspect", text], "found text; `llamita prepare` makes a token store of text"),
-        (["inspect", rows], "found text; `llamita prepare` makes a token store of text"),
+        (["inspect", "--tensors", text], f"{text} is text, which has no tensors"),
+        (["inspect", rows], f"no text in {rows}: all documents are empty"),
         (["inspect", unnamed], "found text that begins with 'Once upon a time"),
         (["import", text, "-o", tmp_path / "out"], "found text that begins with 'Once upon a time"),
         (["quantize", text, tmp_path / "out.gguf", "--type", "q8_0"], "expected a GGUF file, found another format"),

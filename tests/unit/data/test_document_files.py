@@ -192,6 +192,42 @@ def test_archives(tmp_path: Path) -> None:
     assert readers.notes[str(path)] == "1 file of unknown types in it: x.png"
 
 
+def test_rows_in_archives(tmp_path: Path) -> None:
+    """Each row is a document as it is; one bad row costs its file."""
+    inner = zip_of({"c.csv": "id;text\n1;three\n2;four\n"})
+    members = {
+        "文/a.jsonl": '{"text": "one<|endoftext|>\\n two "}\n\n{"text": null}\n{"text": "日本", "x": 1}\n'.encode(),
+        "b.JSON": '[{"text": "five"}]',
+        "gb.tsv": "text\n你好，世界。这是一个表格，它的编码是国标。\n".encode("gb18030"),
+        "d.zip": inner,
+        "bad.jsonl": '{"text": "lost"}\n{"text": 5}\n',
+        "other.jsonl": '{"question": "x", "answer": "y"}\n',
+        "broken.json": "[{",
+    }
+    path = tmp_path / "all.zip"
+    path.write_bytes(zip_of(members))
+    counts, conversions = SourceCounts(), Conversions()
+    found = list(read_documents([str(path)], counts=counts, conversions=conversions))
+    assert [(each.source, each.text, each.position) for each in found] == [
+        (f"{path}/文/a.jsonl", "one<|endoftext|>\n two", 1),
+        (f"{path}/文/a.jsonl", "日本", 4),
+        (f"{path}/b.JSON", "five", 1),
+        (f"{path}/gb.tsv", "你好，世界。这是一个表格，它的编码是国标。", 2),
+        (f"{path}/d.zip/c.csv", "three", 2),
+        (f"{path}/d.zip/c.csv", "four", 3),
+    ]
+    assert (counts.documents, counts.empty_documents, counts.whitespace_bytes) == (6, 1, 1)
+    assert counts.source_bytes == path.stat().st_size == (
+        counts.document_bytes + counts.whitespace_bytes + counts.separator_bytes + counts.container_bytes
+    )  # fmt: skip
+    unread = conversions.document_files.unread
+    assert list(unread) == [f"{path}/{name}" for name in ("bad.jsonl", "other.jsonl", "broken.json")]
+    assert unread[f"{path}/bad.jsonl"] == "cannot read bad.jsonl:2: 'text': expected text, found a number"
+    assert "expected 'text', found question, answer" in unread[f"{path}/other.jsonl"]
+    chosen = read_documents([str(path)], text_key="answer", conversions=Conversions())
+    assert [each.text for each in chosen] == ["y"]
+
+
 def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.docx"
     path.write_bytes(docx(paragraph("word " * 100)))

@@ -206,3 +206,17 @@ def test_mojibake_is_named(text: str, what: str, tmp_path: Path) -> None:
 )
 def test_good_text_is_no_mojibake(text: str) -> None:
     assert describe_mojibake(text * 20) is None
+
+
+@pytest.mark.parametrize(("encoding", "name"), [("gb18030", "GB18030"), ("big5", "Big5"), ("shift-jis", "Shift-JIS"),
+                                                ("euc-kr", "EUC-KR")])  # fmt: skip
+@pytest.mark.parametrize("utf8_lines", [range(3), range(37, 40), range(1, 40, 2), range(39)])
+def test_two_encodings_in_one_file(encoding: str, name: str, utf8_lines: range, tmp_path: Path) -> None:
+    """Files that were joined from several: never half of it as nonsense, and the reason is named."""
+    text = {"gb18030": SIMPLIFIED, "big5": TRADITIONAL, "shift-jis": JAPANESE, "euc-kr": KOREAN}[encoding]
+    lines = [text.encode("utf-8" if number in utf8_lines else encoding) for number in range(40)]
+    path = write(tmp_path / "a.txt", b"".join(lines))
+    for asked in (None, encoding):
+        with pytest.raises(SourceError, match=f"{name}.*UTF-8|UTF-8.*{name}") as raised:
+            list(utf8_chunks(path, Conversions(asked)))
+        assert "mixes" in str(raised.value) and "convert its parts separately" in str(raised.value)

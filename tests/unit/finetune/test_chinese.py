@@ -186,7 +186,7 @@ def test_half_width_only_if_asked(tmp_path: Path) -> None:
     (kept,) = read_conversations(path)
     assert [turn.text for turn in kept.turns] == [text, text]
     (changed,) = read_conversations(path, bad=BadRows(half_width=True))
-    assert [turn.text for turn in changed.turns] == ["(Qwen2.5)“很好”,　ｶﾅ…〜。"] * 2
+    assert [turn.text for turn in changed.turns] == ["（Qwen2.5）“很好”，　ｶﾅ…〜。"] * 2
     assert to_half_width({"ｋ": ["Ａ", 1, None]}) == {"ｋ": ["A", 1, None]}
     (tmp_path / "b.txt").write_text("Ｑ１\n", encoding="utf-8")
     assert read_texts(tmp_path / "b.txt") == ["Ｑ１"]

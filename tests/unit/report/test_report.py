@@ -17,7 +17,8 @@ from llamita.console import format_speed
 from llamita.errors import TrainingError
 from llamita.report.charts import centered_means
 from llamita.report.history import read_history
-from llamita.report.samples import _sample, lang
+from llamita.report.page import lang
+from llamita.report.samples import _sample
 from llamita.report.settings import changed_from_default, differing, flatten
 from llamita.report.summary import summary_rows, write_page, write_report
 from llamita.report.svg_chart import FORMATS, MAX_POINTS, Curve, Plot, draw, log_ticks, second_ticks, thin, ticks

@@ -38,11 +38,12 @@ class ScanError(ReaderError):
 @dataclasses.dataclass(frozen=True)
 class Text:
     """The text of one document. name: its place in an archive, "" outside of one. notes: what was
-    left out."""
+    left out. row: its number, from 1, if it is the row of a file."""
 
     text: str
     name: str = ""
     notes: tuple[str, ...] = ()
+    row: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,8 +36,8 @@ READERS: dict[str, Reader] = {
     ".md": read_text,
 }
 _XML = (".docx", ".pptx", ".xlsx", ".odt")
-_ALL_MODULES = ("lxml.etree", "pypdfium2.raw")
-_MODULES = {".pdf": _ALL_MODULES[1:], **dict.fromkeys(_XML, _ALL_MODULES[:1])}
+_ALL_MODULES = ("lxml.etree", "pypdfium2.raw", "llamita.data.file_formats")  # the last for rows in archives
+_MODULES = {".pdf": _ALL_MODULES[1:2], **dict.fromkeys(_XML, _ALL_MODULES[:1])}
 
 
 def find_kind(name: str) -> str | None:

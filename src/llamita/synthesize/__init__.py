@@ -1,0 +1,1 @@
+"""Conversations made of documents: by the model behind an endpoint, or by rules."""
