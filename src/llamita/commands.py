@@ -16,15 +16,28 @@ def command_line(*words: object) -> str:
     """`llamita` and these words. It stays as it is in clean_line.
 
     What clean_line replaces is written as bash and zsh read it, and sh since POSIX 2024: $'caf\\xe9'.
+    On Windows words are quoted for cmd and PowerShell.
     """
     return " ".join(["llamita", *(_shell_word(str(word)) for word in words)])
 
 
-def _shell_word(word: str) -> str:
+def _shell_word(word: str, *, is_windows: bool = os.name == "nt") -> str:
+    if is_windows:
+        return _windows_word(word)
     if not UNSAFE.search(word):
         return shlex.quote(word)
     escaped = UNSAFE.sub(_hexadecimal, word.replace("\\", "\\\\").replace("'", "\\'"))
     return f"$'{escaped}'"
+
+
+def _windows_word(word: str) -> str:
+    """As cmd and PowerShell, and then the program, read it. Names of files there have no double quotes,
+    and in PowerShell a comma or an @ would divide a word."""
+    if re.fullmatch(r"[\w+./\\:=-]+", word):
+        return word
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', word)
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    return f'"{escaped}{trailing * chr(92)}"'
 
 
 def _hexadecimal(found: re.Match[str]) -> str:

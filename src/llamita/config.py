@@ -271,6 +271,8 @@ class PrepareConfig:
     others. Default: UTF-8, or what each file is recognized as."""
     skip_unknown: Annotated[bool, Option(group="documents")] = False
     """Skip files of other types in folders, and name them, instead of refusing the first."""
+    exclude: Annotated[tuple[str, ...], Option("PATH", group="documents", repeated=True)] = ()
+    """Leave this file or folder of a SOURCE out; may be given several times."""
     near_duplicates: Annotated[Literal["keep", "report", "drop"], Option("ACTION", group="documents")] = "keep"
     """What to do with documents that are almost the same as another: keep them, count them (report),
     or drop them. Of a group with a held-out document, a held-out one is kept."""

@@ -18,6 +18,7 @@ from llamita.errors import LlamitaError
 
 # command -> (module, what it does), in the order of the pipeline.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "new": ("new", "From a folder of documents or questions to a model, step by step."),
     "prepare": ("prepare", "Turn text into a tokenizer and a token store."),
     "plan": ("plan", "Show what train would choose for a token store and a time limit, and why."),
     "train": ("train", "Train a checkpoint (a Hugging Face folder) on token stores."),
@@ -30,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "merge": ("merge", "Merge an adapter (LoRA) into its base checkpoint."),
     "quantize": ("quantize", "Make a .gguf smaller."),
     "import": ("import_model", "Convert a model of Meta, Hugging Face, GGUF or llama2.c into a checkpoint."),
-    "inspect": ("inspect", "Show what a model file, a checkpoint or a token store contains."),
+    "inspect": ("inspect", "Show what text, a token store, a checkpoint or a model file contains."),
     "run": ("run", "Generate text with a model file in the C engine."),
     "chat": ("chat", "Chat with a model file in the C engine."),
     "serve": ("serve", "Serve models: a chat page, the APIs of OpenAI, Anthropic, Ollama."),
@@ -85,8 +86,16 @@ def _run(words: list[str]) -> int:
     if command not in COMMANDS:
         hint = suggestion(command, COMMANDS) or f"; the commands are {', '.join(COMMANDS)}"
         return fail(f"unknown command {shown(command)}{hint}")
-    module = importlib.import_module(f"llamita.cli.{COMMANDS[command][0]}")
-    code: int | None = module.main(words[1:])
+    return run_command(words)
+
+
+def run_command(words: Sequence[str]) -> int:
+    """Run a command, named by the first word, in this process; returns its exit code.
+
+    Raises LlamitaError, KeyboardInterrupt.
+    """
+    module = importlib.import_module(f"llamita.cli.{COMMANDS[words[0]][0]}")
+    code: int | None = module.main(list(words[1:]))
     return code or 0
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
-import io
 import json
 import signal
 import sys
@@ -16,7 +15,7 @@ from typing import Annotated, Final, Literal
 
 from llamita.chat import CHAT_SAMPLING, Answer, Chat
 from llamita.cli.adapters import open_adapters
-from llamita.cli.command import card_defaults, fail, parse
+from llamita.cli.command import card_defaults, fail, parse, read_stdin_as_utf8
 from llamita.cli.generation import DEFAULT_LOAD, LoadOptions, check_context, check_generation, engine_sampling
 from llamita.cli.grammar import DEFAULT_GRAMMAR, GrammarOptions, read_grammar
 from llamita.cli.help import has_color
@@ -142,8 +141,7 @@ class _Conversation:
 
     def run(self) -> int:
         """Until the input ends, or /exit. Returns the exit code."""
-        if isinstance(sys.stdin, io.TextIOWrapper):
-            sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+        read_stdin_as_utf8()
         if self._terminal:
             _status("Ctrl-C stops an answer, Ctrl-D ends the chat, /help lists commands.")
         while (question := self._read()) is not None:

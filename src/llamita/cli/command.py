@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -84,6 +85,13 @@ def fail(message: str, code: int = 2) -> int:
 def print_note(message: str) -> None:
     """Print one line on stderr."""
     print(f"note: {clean_line(message)}", file=sys.stderr)
+
+
+def read_stdin_as_utf8() -> None:
+    """Read text from stdin as UTF-8 in any locale; bytes that are not become surrogates."""
+    stdin, wanted = sys.stdin, ("utf-8", "surrogateescape")
+    if isinstance(stdin, io.TextIOWrapper) and (stdin.encoding.lower(), stdin.errors) != wanted:
+        stdin.reconfigure(encoding=wanted[0], errors=wanted[1])  # refused after the first read
 
 
 @contextlib.contextmanager

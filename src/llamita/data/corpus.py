@@ -50,7 +50,7 @@ class Corpus:
             self._stories = [story.encode("utf-8") for story in stories]
             self.train = SourceList((), 0)
         else:
-            self.train = list_sources(config.sources, skip_unknown=config.skip_unknown)
+            self.train = list_sources(config.sources, skip_unknown=config.skip_unknown, exclude=config.exclude)
         self.hidden_files = self.train.hidden_files + self.val.hidden_files
         self.skipped = self.train.skipped + self.val.skipped
         files = (*self.val.files, *self.train.files)

@@ -106,20 +106,26 @@ class SourceList:
         return sum(file.num_bytes for file in self.files)
 
 
-def list_sources(sources: Sequence[str], *, skip_unknown: bool | None = None) -> SourceList:
+def list_sources(
+    sources: Sequence[str], *, skip_unknown: bool | None = None, exclude: Sequence[str] = ()
+) -> SourceList:
     """Find the files, those of folders and subfolders by name. Hidden ones are skipped and counted.
 
     Raises SourceError for a missing file, an empty folder, or an unknown suffix; with skip_unknown,
     files of folders with an unknown suffix are skipped. skip_unknown: None if the caller's user
-    cannot choose.
+    cannot choose. exclude: files and folders of `sources` to leave out; a missing one is an error.
     """
+    excluded = frozenset(map(os.path.realpath, exclude))
+    lost = next((path for path in exclude if not os.path.lexists(path)), None)
+    if lost is not None:
+        raise SourceError(f"--exclude: no such file or folder: {lost}")
     files: list[SourceFile] = []
     hidden = 0
     skipped: list[str] = []
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            found, hidden_here, skipped_here = _list_folder(path, skip_unknown)
+            found, hidden_here, skipped_here = _list_folder(path, skip_unknown, excluded)
             hidden += hidden_here
             skipped += skipped_here
             if not found:
@@ -282,7 +288,9 @@ class _Cleaner:
 # ---- folders
 
 
-def _list_folder(folder: Path, skip_unknown: bool | None) -> tuple[list[SourceFile], int, list[str]]:
+def _list_folder(
+    folder: Path, skip_unknown: bool | None, excluded: frozenset[str]
+) -> tuple[list[SourceFile], int, list[str]]:
     """The files, the number of hidden ones, and the paths of those whose type is unknown."""
     files: list[SourceFile] = []
     skipped: list[str] = []
@@ -294,15 +302,15 @@ def _list_folder(folder: Path, skip_unknown: bool | None) -> tuple[list[SourceFi
 
     for place, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
         real = os.path.realpath(place)
-        if real in visited:
+        if real in visited or real in excluded:
             folders.clear()
             continue
         visited.add(real)
         hidden += sum(name.startswith(".") for name in [*names, *folders])
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if not name.startswith("."):
-                path = Path(place) / name
+            path = Path(place) / name
+            if not name.startswith(".") and not (excluded and os.path.realpath(path) in excluded):
                 if skip_unknown and find_suffix(path) is None:
                     skipped.append(str(path))
                 elif skip_unknown is False and find_suffix(path) is None:

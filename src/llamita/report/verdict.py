@@ -53,10 +53,9 @@ def _learning(history: History) -> list[str]:
     if len(values) == 1:
         return [f"On held-out data it reaches {best:.4f} {unit}; lower is better."]
     if best_step == 0:
-        return [
-            f"No step improved on the checkpoint it began with ({best:.4f} {unit} on held-out data): more examples "
-            "or a lower --learning-rate may help."
-        ]
+        is_short = (history.last("train", "epoch") or 0.0) < FEW_EPOCHS
+        advice = "." if is_short else ": more examples or a lower --learning-rate may help."
+        return [f"No step improved on the checkpoint it began with ({best:.4f} {unit} on held-out data){advice}"]
     found = [f"On held-out data it went from {values[0]:.4f} to {best:.4f} {unit}; lower is better."]
     if values[-1] > best * (1 + CLEARLY_WORSE):
         found.append(
@@ -72,14 +71,15 @@ def _advice(history: History) -> list[str]:
     overlap = history.summary.get("samples", {}).get("overlap") or {}
     if overlap.get("memorizes"):
         return ["The model memorizes: its samples copy long passages of the training text. More text would help."]
-    if epochs is None or history.command == "finetune" or not history.summary.get("finished", True):
+    if epochs is None or not history.summary.get("finished", True):
         return []
     limit = next((name for name in ("minutes", "steps", "epochs") if history.config.get(name)), None)
     if epochs < FEW_EPOCHS and limit:
         longer = command_line(
-            "train", "--out", history.path, "--resume", f"--{limit}", f"{2 * history.config[limit]:g}"
+            history.command, "--out", history.path, "--resume", f"--{limit}", f"{2 * history.config[limit]:g}"
         )
-        return [f"It has read {epochs:.0%} of its text: training longer would help ({longer})."]
-    if epochs > MANY_EPOCHS:
+        seen = f"{epochs:.0%} of its {'examples' if history.command == 'finetune' else 'text'}"
+        return [f"It has read {seen}: training longer would help ({longer})."]
+    if epochs > MANY_EPOCHS and history.command == "train":
         return [f"It has read its text {epochs:.1f} times: more text would help more than more time."]
     return []

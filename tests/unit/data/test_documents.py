@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from llamita import config
+from llamita.cli import main
 from llamita.data import documents, utf8_files
 from llamita.data.documents import SourceCounts, SplitOn, list_sources, read_documents, read_texts
 from llamita.data.file_formats import ROW_READERS, SUFFIXES, BadRows, list_suffixes, read_rows
@@ -457,6 +458,18 @@ def test_unknown_types_can_be_skipped(tmp_path: Path) -> None:
         list_sources([str(tmp_path / "sub")], skip_unknown=True)
     with pytest.raises(SourceError, match="unknown file type"):  # named by the user, not found in a folder
         list_sources([str(tmp_path / "b.png")], skip_unknown=True)
+
+
+def test_files_and_folders_can_be_excluded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.txt", "b.png", "sub/c.txt", "sub/d.txt", "other/e.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    monkeypatch.chdir(tmp_path)
+    exclude = ["b.png", "sub/../sub/d.txt", str(tmp_path / "other")]
+    assert [file.name for file in list_sources(["."], exclude=exclude).files] == ["a.txt", "sub/c.txt"]
+    with pytest.raises(SourceError, match="--exclude: no such file or folder: missing"):
+        list_sources(["."], exclude=["missing"])
+    assert main(["prepare", ".", "--exclude", "missing", "-o", str(tmp_path.with_name("store"))]) == 2
 
 
 def test_a_large_file_streams(tmp_path: Path) -> None:

@@ -357,7 +357,13 @@ def test_the_verdict_in_plain_words(tmp_path: Path) -> None:
     assert "Nothing was evaluated yet" in said(make_run(tmp_path / "blind", LINES[:2], done))
     tuned = [eval_line(0, bpb=..., loss=2.0), train_line(20, bpb=...), eval_line(40, bpb=..., loss=3.0)]
     failed = make_run(tmp_path / "tuned", tuned, done, checkpoint="base")
-    assert "No step improved on the checkpoint it began with (2.0000 nats per target" in said(failed)
+    assert said(failed).endswith(
+        "No step improved on the checkpoint it began with (2.0000 nats per target on held-out data). It has read 10% "
+        f"of its examples: training longer would help (llamita finetune --out {failed} --resume --steps 80)."
+    )
+    whole = [tuned[0], train_line(20, bpb=..., epoch=2.0), tuned[2]]
+    longer = make_run(tmp_path / "longer", whole, done, checkpoint="base")
+    assert said(longer).endswith("on held-out data): more examples or a lower --learning-rate may help.")
     assert next_commands(read_history(failed))[1] == "llamita chat tuned.gguf"
 
 
