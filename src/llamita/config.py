@@ -413,8 +413,9 @@ class RunConfig:
     grad_clip: Annotated[float, Option("NORM", group="optimization")] = 1.0
     """Largest norm of a step's gradient; 0 disables clipping."""
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], Option(group="hardware")] = "auto"
-    """Type of matrix products: auto is bfloat16 on CUDA if the device supports it, else float32. On
-    CUDA the products of float32 are rounded to TF32 (10 bits) where the device supports it."""
+    """Type of matrix products: auto is bfloat16 on CUDA if the device supports it, and on a CPU if
+    train with --minutes measures that it is faster; else float32. On CUDA the products of float32
+    are rounded to TF32 (10 bits) where the device supports it."""
     eval_interval: Annotated[int | None, Option("STEPS", group="evaluation")] = None
     """Steps between evaluations on all held-out text. Default: 5 % of the time goes to at most 10
     evaluations."""

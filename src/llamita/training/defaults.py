@@ -50,8 +50,6 @@ def fill_defaults(
         rows = max(1, shared // config.context)
         config = fit_micro_batch(dataclasses.replace(config, micro_batch_size=rows), free, device)
     assert config.context is not None and config.hidden is not None and config.micro_batch_size is not None
-    if config.dtype == "bfloat16" and device.type == "cpu":
-        raise ConfigError("train: --dtype bfloat16 needs a GPU; CPUs compute in float32")
     is_muon = config.optimizer == "muon"
     tokens_per_step = config.micro_batch_size * config.context * config.grad_accum_steps * world_size
     scale = small_step_scale(tokens_per_step)

@@ -10,6 +10,8 @@ import torch
 
 from llamita.config import ModelConfig
 
+MAX_MEASURING_SECONDS = 1.0  # a CPU without bfloat16 takes that for a product in it
+
 # Peak dense tensor-core FLOP/s in bfloat16 (float16 without bfloat16), from the data sheets.
 GPU_PEAKS = {
     "B200": 2250e12, "GB200": 2250e12, "H200": 989e12, "GH200": 989e12, "H800": 989e12, "H100": 989e12,
@@ -37,7 +39,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     if device.type == "mps":
         return None
     if device.type == "cpu":
-        return _measured_flops()
+        return _measured_flops(dtype)
     name = torch.cuda.get_device_name(device)
     matches = [part for part in GPU_PEAKS if re.search(rf"\b{part}\b", name)]  # a T400 is not a T4
     if not matches or "Laptop" in name:
@@ -47,11 +49,13 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 @functools.cache
-def _measured_flops(size: int = 1024, seconds: float = 0.3) -> float:
-    left, right = torch.randn(size, size), torch.randn(size, size)
-    best, began = float("inf"), time.perf_counter()
-    while best == float("inf") or time.perf_counter() < began + seconds:
+def _measured_flops(dtype: torch.dtype, size: int = 1024, repeats: int = 40) -> float:
+    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    best, begun = float("inf"), time.perf_counter()
+    for _ in range(repeats):
         start = time.perf_counter()
         left @ right
         best = min(best, time.perf_counter() - start)
+        if time.perf_counter() - begun > MAX_MEASURING_SECONDS:
+            break
     return 2.0 * size**3 / best

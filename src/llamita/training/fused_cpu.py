@@ -8,6 +8,7 @@ Shape letters: N tokens of a batch, D hidden, F ffn, S head size.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ TILE_NUMBERS = 1 << 18  # in a tile's widest matrix: 1 MiB, about 340 tokens of 
 
 
 def can_fuse(model: Llama) -> bool:
-    """Whether fused_hidden_states computes what the model does: a plain Llama in float32 on a CPU,
-    complete layers of plain matrices that all learn, no dropout."""
+    """Whether the fused passes compute what the model does: a plain Llama with float32 weights on a
+    CPU, complete layers of plain matrices that all learn, no dropout."""
     config = model.config
     if config.attention_bias or config.use_qk_norm or config.no_rope_layers:
         return False
@@ -78,11 +79,12 @@ def _attend(attention: Attention, norm: RMSNorm, residual: Tensor, cos: Tensor, 
 
 
 def _tiles(num_tokens: int, width: int, multiple: int = 1) -> list[slice]:
-    """Slices of the tokens, so that rows of `width` numbers make about TILE_NUMBERS.
+    """Slices of the tokens, about even, so that rows of `width` numbers make at most TILE_NUMBERS.
 
     All sizes but the last are a multiple of `multiple`.
     """
-    size = max(multiple, TILE_NUMBERS // width // multiple * multiple)
+    most = max(multiple, TILE_NUMBERS // width // multiple * multiple)
+    size = math.ceil(num_tokens / math.ceil(num_tokens / most) / multiple) * multiple
     return [slice(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size)]
 
 

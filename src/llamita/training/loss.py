@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from llamita.data.batches import IGNORED
 from llamita.model.llama import Llama
 from llamita.model.sdpa import can_attend_packed
+from llamita.training.fused_bf16 import fused_hidden_states_bf16
 from llamita.training.fused_cpu import can_fuse, fused_hidden_states
 
 CHUNK_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 27, "mps": 1 << 24}  # fits a CPU's cache; GPUs want large products
@@ -66,15 +67,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             rows = slice(start, start + chunk)
             part, target = hidden[rows], targets[rows].clamp_min(0)[:, None]
             logits = (part @ weight.t()).float()  # [chunk, V]
-            largest, target_logits = logits.amax(-1, keepdim=True), logits.gather(1, target)
-            shares = logits.sub_(largest).exp_()  # softmax times total
-            total = shares.sum(-1, keepdim=True)
-            nats[rows] = (largest - target_logits + total.log())[:, 0]
+            largest, target_logits = logits.amax(-1), logits.gather(1, target)[:, 0]
+            shares = torch.softmax(logits, -1)  # the largest share is 1 / Σ exp(logit - largest)
+            nats[rows] = largest - target_logits - shares.amax(-1).log()
             if hidden_gradient is None:
                 continue
-            # (softmax - onehot(target)) * total; the short rows [D] are divided by total below
-            gradient = shares.scatter_add_(1, target, -total).to(weight.dtype)
-            scale = counts[rows, None] / total
+            gradient = shares.scatter_add_(1, target, torch.full_like(target, -1, dtype=shares.dtype)).to(weight.dtype)
+            scale = counts[rows, None]
             torch.mm(gradient, weight, out=hidden_gradient[rows]).mul_(scale)
             if weight_gradient is None:
                 continue
@@ -205,6 +204,7 @@ class SummedLoss(nn.Module):
         if self._compiled is not None:
             compiled: Tensor = self._compiled(inputs, compute=self.compute)
             return compiled
-        if self.compute == torch.float32 and can_fuse(self.model):
-            return fused_hidden_states(self.model, inputs)
+        if can_fuse(self.model):
+            fused = fused_hidden_states if self.compute == torch.float32 else fused_hidden_states_bf16
+            return fused(self.model, inputs)
         return self.model.hidden_states(inputs, compute=self.compute)

@@ -5,6 +5,7 @@ Shape letters: N matrices of one shape, R rows, C columns.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -49,17 +50,18 @@ def small_step_scale(tokens_per_step: int) -> float:
     return float(min(1.0, (tokens_per_step / FULL_STEP_TOKENS) ** 0.5))
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
+def orthogonalize(matrices: Tensor, *, in_bfloat16: bool = False) -> Tensor:
     """[N, R, C] with R <= C → approximately the nearest matrices with orthonormal rows: U Vᵀ of U S
     Vᵀ.
 
     The singular values end in a band around 1 (see QUINTIC). Newton-Schulz steps need only matrix
-    products: in bfloat16 on CUDA, in float32 on CPUs, where no other type is faster.
+    products: in bfloat16 on CUDA, on CPUs if in_bfloat16.
     """
     assert matrices.ndim == 3 and matrices.shape[1] <= matrices.shape[2], matrices.shape
-    x = matrices.to(torch.bfloat16 if matrices.is_cuda else torch.float32)
+    in_bfloat16 = in_bfloat16 or matrices.is_cuda
+    x = matrices.to(torch.bfloat16 if in_bfloat16 else torch.float32)
     x = x / (torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True) + 1e-7).to(x.dtype)  # singular values <= 1
-    return (newton_schulz(x) if matrices.is_cuda else newton_schulz_by_gram(x)).to(matrices.dtype)
+    return (newton_schulz(x) if in_bfloat16 else newton_schulz_by_gram(x)).to(matrices.dtype)
 
 
 def newton_schulz(x: Tensor) -> Tensor:
@@ -96,8 +98,8 @@ class Muon(torch.optim.Optimizer):
 
     A step changes a matrix [R, C] by lr * sqrt(max(1, R / C)) * U Vᵀ of its Nesterov momentum. That
     changes a unit of activations by about the same amount for any shape, so one lr serves all
-    matrices. Weight decay is decoupled, as in AdamW. orthogonalizer: divides the work between
-    processes (distributed_muon.py); by default each process orthogonalizes every matrix.
+    matrices. Weight decay is decoupled, as in AdamW. orthogonalizer: of all matrices, the work
+    divided between processes (distributed_muon.py); by default each process does all of it.
     """
 
     def __init__(
@@ -144,7 +146,7 @@ def _shape(matrix: Tensor) -> tuple[int, int]:
     return matrix.shape[0], matrix.shape[1]
 
 
-def orthogonalize_each(matrices: Sequence[Tensor]) -> list[Tensor]:
+def orthogonalize_each(matrices: Sequence[Tensor], *, in_bfloat16: bool = False) -> list[Tensor]:
     """Each matrix orthogonalized. Matrices of one shape form one batch; tall ones are
     transposed."""
     batches: dict[tuple[int, int], list[int]] = {}
@@ -154,7 +156,9 @@ def orthogonalize_each(matrices: Sequence[Tensor]) -> list[Tensor]:
     result = list(matrices)
     for shape, indices in batches.items():
         wide = [matrices[i] if _shape(matrices[i]) == shape else matrices[i].mT for i in indices]
-        for i, direction in zip(indices, orthogonalize(torch.stack(wide)).unbind(), strict=True):
+        for i, direction in zip(
+            indices, orthogonalize(torch.stack(wide), in_bfloat16=in_bfloat16).unbind(), strict=True
+        ):
             result[i] = direction if _shape(matrices[i]) == shape else direction.mT
     return result
 
@@ -221,9 +225,9 @@ def build_optimizer(model: nn.Module, config: RunConfig, ranks: Ranks | None = N
     groups: list[dict[str, Any]] = [{"params": others, "weight_decay": 0.0, "lr": others_rate}]
     parts: list[torch.optim.Optimizer] = []
     if config.optimizer == "muon":
-        distributed = None if ranks is None else _distribution(matrices, ranks)
+        orthogonalizer = _orthogonalizer(matrices, ranks, in_bfloat16=config.dtype == "bfloat16")
         rate, decay = config.learning_rate, config.weight_decay
-        parts.append(Muon(matrices, lr=rate, momentum=MUON_MOMENTUM, weight_decay=decay, orthogonalizer=distributed))
+        parts.append(Muon(matrices, lr=rate, momentum=MUON_MOMENTUM, weight_decay=decay, orthogonalizer=orthogonalizer))
     else:
         groups.insert(0, {"params": matrices, "weight_decay": config.weight_decay})
     betas = (config.beta1, config.beta2)
@@ -231,14 +235,16 @@ def build_optimizer(model: nn.Module, config: RunConfig, ranks: Ranks | None = N
     return Optimizers(parts)
 
 
-def _distribution(matrices: list[nn.Parameter], ranks: Ranks) -> MatrixFunction | None:
-    """How the processes divide the orthogonalization of these matrices."""
-    if ranks.world_size == 1:
-        return None
+def _orthogonalizer(matrices: list[nn.Parameter], ranks: Ranks | None, *, in_bfloat16: bool) -> MatrixFunction:
+    """How these matrices are orthogonalized, and how processes divide the work."""
+    function = functools.partial(orthogonalize_each, in_bfloat16=in_bfloat16)
+    if ranks is None or ranks.world_size == 1:
+        return lambda matrices, shapes: function(matrices)
     if any(local_tensor(matrix) is not matrix for matrix in matrices):
-        return distribute_row_sharded(orthogonalize_each)
-    # CUDA computes the directions in bfloat16, so sending them in bfloat16 loses nothing.
-    return distribute_replicated(orthogonalize_each, torch.bfloat16 if ranks.device.type == "cuda" else torch.float32)
+        return distribute_row_sharded(function)
+    # directions computed in bfloat16 lose nothing when they are sent in it
+    sent_rounded = in_bfloat16 or ranks.device.type == "cuda"
+    return distribute_replicated(function, torch.bfloat16 if sent_rounded else torch.float32)
 
 
 def optimizer_tensors(optimizers: Optimizers, model: nn.Module) -> dict[str, Tensor]:

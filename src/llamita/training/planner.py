@@ -23,6 +23,7 @@ from llamita.errors import ConfigError, TrainingError
 from llamita.model.device import gpu_name, synchronize
 from llamita.model.llama import Llama
 from llamita.training.budget import MIN_CLOSING_SECONDS
+from llamita.training.cpu_dtype import LOSSES_AGREE, MIN_STEP_SPEEDUP, Dtype, candidate_dtypes, product_speedup
 from llamita.training.defaults import decay_for, ffn_for, fill_defaults, fit_micro_batch, resolve_dtype, row_token_bytes
 from llamita.training.distributed import Ranks, compute_type, start_ranks
 from llamita.training.flops import flops_per_token
@@ -90,12 +91,26 @@ class Estimate:
 
 
 @dataclasses.dataclass(frozen=True)
+class Timing:
+    """The time of a shape's step in the type that is faster.
+
+    seconds: per token. speedup: float32's seconds divided by bfloat16's; 0 if one type was timed.
+    """
+
+    seconds: float
+    dtype: Dtype
+    speedup: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
-    """filled: the complete configuration; best: the chosen estimate; estimates: all of them."""
+    """filled: the complete configuration; best: the chosen estimate; estimates: all of them; timing:
+    of the timed shape that is nearest to the best."""
 
     filled: TrainConfig
     best: Estimate
     estimates: tuple[Estimate, ...]
+    timing: Timing
     vocab_size: int
     device: str
 
@@ -183,6 +198,7 @@ def plan_run(
     lengths: tokens of each training document. free: free bytes of GPU memory. Shape flags that are
     set are kept. Raises ConfigError if no shape fits them.
     """
+    dtypes = candidate_dtypes(config, device)
     config = resolve_dtype(config, device)
     minutes = fill_defaults(dataclasses.replace(config, preset="0.5M"), device, world_size).minutes
     assert minutes is not None
@@ -199,7 +215,7 @@ def plan_run(
 
     start, allowed = time.monotonic(), min(PROBE_SECONDS[1], max(PROBE_SECONDS[0], PROBE_SHARE * 60 * minutes))
     points: list[tuple[float, float]] = []
-    timed: list[Shape] = []
+    timed: dict[Shape, Timing] = {}
 
     def has_time() -> bool:
         return time.monotonic() - start < MAX_PLANNING_SHARE * 60 * minutes
@@ -210,16 +226,15 @@ def plan_run(
         while others := [shape for shape in shapes if shape not in timed]:
             shape = min(others, key=lambda shape: abs(shape.hidden_size - width))
             try:
-                seconds = probe_seconds_per_token(
-                    apply_shape(config, shape), vocab_size, device, world_size, allowed, free
+                timed[shape] = time_dtypes(
+                    apply_shape(config, shape), dtypes, vocab_size, device, world_size, allowed, free
                 )
             except RuntimeError as error:
                 if shape is shapes[0] or not is_out_of_memory(error):
                     raise
                 del shapes[shapes.index(shape) :]
                 continue
-            timed.append(shape)
-            points.append((flops(shape), seconds))
+            points.append((flops(shape), timed[shape].seconds))
             return
 
     for width in PROBE_WIDTHS[device.type]:
@@ -230,9 +245,11 @@ def plan_run(
         measure(best.shape.hidden_size)
     best, estimates = choose_from(points)
     tokens = plan_step_tokens(best, device, world_size)
+    nearest = timed[min(timed, key=lambda shape: abs(shape.hidden_size - best.shape.hidden_size))]
+    config = dataclasses.replace(config, dtype=nearest.dtype)
     chosen = apply_step_tokens(apply_shape(config, best.shape), tokens, world_size, free, device)
     filled = fill_defaults(apply_weight_decay(chosen, best.epochs), device, world_size)
-    return Plan(filled, best, estimates, vocab_size, describe_device(device))
+    return Plan(filled, best, estimates, nearest, vocab_size, describe_device(device))
 
 
 def describe_device(device: torch.device) -> str:
@@ -377,6 +394,40 @@ def apply_weight_decay(config: TrainConfig, epochs: float) -> TrainConfig:
     return config if config.weight_decay is not None else dataclasses.replace(config, weight_decay=decay_for(epochs))
 
 
+def time_dtypes(
+    config: TrainConfig,
+    dtypes: Sequence[Dtype],
+    vocab_size: int,
+    device: torch.device,
+    world_size: int,
+    seconds: float,
+    free: float = math.inf,
+) -> Timing:
+    """Train on random tokens for about `seconds` in each of the types of candidate_dtypes. bfloat16
+    is taken if it is faster by MIN_STEP_SPEEDUP."""
+
+    def probe(dtype: Dtype) -> float:
+        return probe_seconds_per_token(
+            dataclasses.replace(config, dtype=dtype), vocab_size, device, world_size, seconds, free
+        )
+
+    if len(dtypes) == 1:
+        return Timing(probe(dtypes[0]), dtypes[0])
+    in_float32, in_bfloat16 = probe("float32"), probe("bfloat16")
+    speedup = in_float32 / in_bfloat16
+    if speedup < MIN_STEP_SPEEDUP:
+        return Timing(in_float32, "float32", speedup)
+    return Timing(in_bfloat16, "bfloat16", speedup)
+
+
+def describe_timing(timing: Timing) -> str:
+    """The type that was taken, and why."""
+    if timing.speedup == 0.0:
+        return timing.dtype
+    measured = f"bfloat16 is {timing.speedup:.3g} times as fast here"
+    return f"{timing.dtype}: {measured}" + (f"; {LOSSES_AGREE}" if timing.dtype == "bfloat16" else "")
+
+
 def probe_seconds_per_token(
     config: TrainConfig,
     vocab_size: int,
@@ -428,21 +479,40 @@ def resolve_plan(
     The plan is the same in all processes. say: prints what takes some seconds. free: free bytes of
     GPU memory.
     """
+    if config.dtype == "bfloat16" and ranks.device.type == "cpu" and (speedup := product_speedup()) < 1:
+        say(
+            f"dtype: bfloat16 products take {1 / speedup:.2g} times as long as float32's on this processor; --dtype "
+            "auto takes the faster type"
+        )
     if not wants_plan(config):
-        return config, []
-    config = resolve_dtype(config, ranks.device)
+        return _choose_dtype(config, vocab_size, ranks, say), []
     say("measuring this machine to plan the run")
     plan = plan_run(
         config, vocab_size=vocab_size, lengths=lengths, device=ranks.device, world_size=ranks.world_size, free=free
     )
     best = plan.best
     tokens = plan_step_tokens(best, ranks.device, ranks.world_size)
-    hidden, agreed_tokens, epochs = ranks.broadcast_from_first(best.shape.hidden_size, tokens, best.epochs)
+    hidden, agreed_tokens, epochs, is_bfloat16 = ranks.broadcast_from_first(
+        best.shape.hidden_size, tokens, best.epochs, plan.filled.dtype == "bfloat16"
+    )
     assert plan.filled.context
+    config = dataclasses.replace(config, dtype="bfloat16" if is_bfloat16 else "float32")
     shapes = candidate_shapes(config, plan.filled.context, ranks.device.type)
     shape = next(each for each in shapes if each.hidden_size == round(hidden))
     config = apply_step_tokens(apply_shape(config, shape), round(agreed_tokens), ranks.world_size, free, ranks.device)
     return apply_weight_decay(config, epochs), describe_plan(plan)[0]
+
+
+def _choose_dtype(config: TrainConfig, vocab_size: int, ranks: Ranks, say: Callable[[str], None]) -> TrainConfig:
+    """The configuration of a shape that the user chose, with --dtype resolved."""
+    dtypes = candidate_dtypes(config, ranks.device)
+    timing = Timing(0.0, "float32")
+    if len(dtypes) > 1:
+        timing = time_dtypes(config, dtypes, vocab_size, ranks.device, ranks.world_size, PROBE_SECONDS[0])
+    (is_bfloat16,) = ranks.broadcast_from_first(timing.dtype == "bfloat16")
+    if timing.speedup:
+        say(f"dtype: {describe_timing(timing)}")
+    return dataclasses.replace(config, dtype="bfloat16") if is_bfloat16 else resolve_dtype(config, ranks.device)
 
 
 def plan_store(config: TrainConfig) -> Plan:
@@ -485,6 +555,7 @@ def describe_plan(plan: Plan) -> tuple[Rows, Rows]:
         ("heads, kv heads", f"{shape.num_attention_heads}, {shape.num_key_value_heads}", "heads of 32 to 128"),
         ("weights", format_count(best.num_parameters), "tokens / 20 (Chinchilla): "
          + format_count(best.tokens / 20)),
+        ("arithmetic", describe_timing(plan.timing), "float32 on CPUs, bfloat16 on GPUs"),
         ("speed", f"{format_count(best.tokens_per_second)} tok/s", ""),
         ("tokens", f"{format_count(best.tokens)}: {ratio:.1f} per weight", "20 per weight (Chinchilla); fewer for "
          "small models in minutes" + extrapolated),

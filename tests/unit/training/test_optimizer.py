@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -59,8 +59,9 @@ def run_steps(model: Llama, optimizer: Optimizers, count: int) -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 16, 48), (1, 1, 9), (4, 64, 64)])
-def test_singular_values_end_in_a_band_around_one(shape: tuple[int, ...]) -> None:
-    found = torch.linalg.svdvals(orthogonalize(random_matrices(*shape)))
+@pytest.mark.parametrize("in_bfloat16", [False, True])
+def test_singular_values_end_in_a_band_around_one(shape: tuple[int, ...], in_bfloat16: bool) -> None:
+    found = torch.linalg.svdvals(orthogonalize(random_matrices(*shape), in_bfloat16=in_bfloat16))
     before = torch.linalg.svdvals(random_matrices(*shape))
     assert found.max() < 1.25
     assert found[before > 0.01 * before.amax(dim=1, keepdim=True)].min() > 0.65
@@ -74,10 +75,12 @@ def test_the_band_is_the_one_that_is_documented() -> None:
     assert (round(values.min().item(), 2), round(values.max().item(), 2)) == (0.68, 1.2)
 
 
-def test_direction_is_that_of_the_polar_factor() -> None:
+@pytest.mark.parametrize("in_bfloat16", [False, True])
+def test_direction_is_that_of_the_polar_factor(in_bfloat16: bool) -> None:
     matrices = random_matrices(4, 24, 40)
     left, _, right = torch.linalg.svd(matrices, full_matrices=False)
-    found, exact = orthogonalize(matrices), left @ right
+    found, exact = orthogonalize(matrices, in_bfloat16=in_bfloat16), left @ right
+    assert found.dtype == torch.float32
     cosine = (found * exact).sum(dim=(1, 2)) / (found.norm(dim=(1, 2)) * exact.norm(dim=(1, 2)))
     assert cosine.min() > 0.97
     assert (found - exact).norm() / exact.norm() < 0.25
@@ -199,3 +202,21 @@ def test_state_is_restored_and_foreign_state_rejected(kind: str) -> None:
     with pytest.raises(CheckpointError, match=r"lacks model\.embed_tokens\.weight"):
         other, empty = make(kind)
         restore_optimizer(empty, other, {"exp_avg/model.norm.weight": torch.zeros(16)})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_in_bfloat16_orthogonalizes_in_it(dtype: Literal["float32", "bfloat16"], monkeypatch: Any) -> None:
+    seen: list[bool] = []
+
+    def watched(matrices: torch.Tensor, *, in_bfloat16: bool) -> torch.Tensor:
+        seen.append(in_bfloat16)
+        return matrices
+
+    monkeypatch.setattr("llamita.training.optimizer.orthogonalize", watched)
+    model = torch.nn.Linear(4, 4, bias=False)
+    config = TrainConfig(data=Path("store"), out=Path("run"), optimizer="muon", learning_rate=0.1, beta2=0.9,
+                         weight_decay=0.0, dtype=dtype)  # fmt: skip
+    optimizer = build_optimizer(model, config)
+    model.weight.grad = torch.ones(4, 4)
+    optimizer.step()
+    assert seen == [dtype == "bfloat16"]

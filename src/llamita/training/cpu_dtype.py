@@ -1,0 +1,50 @@
+"""Whether a CPU multiplies in bfloat16 faster than in float32: measured, because processors that
+have the type differ in its speed, and those without it emulate it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Literal
+
+import torch
+
+from llamita.config import TrainConfig
+from llamita.training.defaults import resolve_dtype
+
+Dtype = Literal["float32", "bfloat16"]
+
+MIN_PRODUCT_SPEEDUP = 1.3  # below it a step cannot be faster by MIN_STEP_SPEEDUP
+MIN_STEP_SPEEDUP = 1.1
+PRODUCT_SIZE, PRODUCT_ROUNDS = (512, 256, 256), 9  # 0.2 to 0.7 ms in float32, up to 30 emulated
+LOSSES_AGREE = "loss within 0.2 % of float32's at equal tokens"  # three seeds: docs/experiments.md
+
+
+def product_speedup() -> float:
+    """How many times as fast as in float32 this processor multiplies matrices in bfloat16."""
+    tokens, size, width = PRODUCT_SIZE
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randn(tokens, size, generator=generator), torch.randn(size, width, generator=generator)
+    pairs = wide, tuple(matrix.bfloat16() for matrix in wide)
+    times: list[list[float]] = [[], []]
+    for _ in range(1 + PRODUCT_ROUNDS):
+        for seconds, (left, right) in zip(times, pairs, strict=True):
+            start = time.perf_counter()
+            left @ right
+            seconds.append(time.perf_counter() - start)
+    in_float32, in_bfloat16 = (statistics.median(seconds[1:]) for seconds in times)  # the first one warms up
+    return in_float32 / in_bfloat16
+
+
+def candidate_dtypes(config: TrainConfig, device: torch.device) -> tuple[Dtype, ...]:
+    """The types worth timing for this run: both, or the only one.
+
+    A CPU run counted in steps or epochs should give the same losses on every machine, and the fused
+    passes in bfloat16 exist for whole models without a teacher.
+    """
+    is_counted = config.steps is not None or config.epochs is not None
+    is_special = config.fsdp or config.activation_checkpointing or config.teacher is not None
+    if config.dtype != "auto" or device.type != "cpu" or is_counted or is_special:
+        resolved: Dtype = "bfloat16" if resolve_dtype(config, device).dtype == "bfloat16" else "float32"
+        return (resolved,)
+    return ("float32", "bfloat16") if product_speedup() >= MIN_PRODUCT_SPEEDUP else ("float32",)
