@@ -53,6 +53,7 @@ bench: $(VENV)/.dev engine ## tok/s of the engine and of llama.cpp (ARGS="--only
 	@$(BIN)/python benchmarks/bench.py $(ARGS)
 
 gpu: $(VENV)/.train ## check training on this machine's CUDA GPU and measure it, in eight minutes
+	@$(INSTALL) bitsandbytes
 	@$(BIN)/python benchmarks/gpu.py --out build/gpu
 
 docs: $(VENV)/.dev ## write the generated pages: docs/cli.md, docs/python-api.md, docs/json-keys.md

@@ -10,7 +10,7 @@ nothing run side by side first:
     equality     losses and gradients beside the CPU's, in float32, bfloat16 and compiled
     runs         the command: train, repeat, interrupt, resume, accumulate, checkpoint, compile
     processes    DDP, FSDP2 and resharding over NCCL, with the code for many in a single process
-    finetuning   LoRA, all weights, a teacher, DPO, merging
+    finetuning   LoRA, QLoRA (if bitsandbytes is installed), all weights, a teacher, DPO, merging
     warmup       fills the compiler's cache for the shapes that are timed below
 
 The others run alone: attention (which kernel each call takes), speed (15M and 110M), minutes (does
@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -42,22 +43,25 @@ from torch.nn.attention import SDPBackend
 from llamita.cli import main as llamita
 from llamita.config import ModelConfig, TrainConfig
 from llamita.finetune.dpo_loss import DpoLoss
-from llamita.finetune.lora import LoraConfig, add_lora
+from llamita.finetune.linear_4bit import Linear4bit
+from llamita.finetune.lora import LoraConfig, add_lora, lora_specs, replace_layer
 from llamita.finetune.loss import ConversationLoss
+from llamita.finetune.packing import document_starts
 from llamita.model.llama import Llama
-from llamita.model.sdpa import attend
+from llamita.model.sdpa import attend, can_attend_packed, shared_mask
 from llamita.stories.generate import generate_stories
 from llamita.training import run as training_run
 from llamita.training.distillation import DistillationLoss
 from llamita.training.distributed import Ranks, choose_device
 from llamita.training.flops import flops_per_token, peak_flops
-from llamita.training.loss import SummedLoss
+from llamita.training.loss import SummedLoss, packed_mask
 from llamita.training.optimizer import build_optimizer, orthogonalize_each
 
 # time limits in seconds
 TOGETHER = {"equality": 120, "runs": 150, "processes": 150, "finetuning": 150, "warmup": 150}
 ALONE = {"attention": 40, "speed": 150, "minutes": 80}
 STEP_TOKENS = 65536
+HAS_BITSANDBYTES = importlib.util.find_spec("bitsandbytes") is not None
 # layers, hidden, heads, ffn, context
 SHAPES = {"15M": (6, 288, 6, 768, 256), "110M": (12, 768, 12, 2048, 1024)}
 # model, vocabulary, tokens per step, compiled
@@ -120,10 +124,18 @@ def equality(checks: Checks) -> None:
     torch.set_float32_matmul_precision("highest")
     if not checks.is_dry_run:
         checks.say(torch.__version__, "cuDNN", torch.backends.cudnn.version(), torch.cuda.get_device_name())
-    for kind in ("pretraining", "conversations", "lora", "dpo", "distillation"):
+    for kind in ("pretraining", "conversations", "varlen", "lora", "qlora", "dpo", "distillation"):
+        if kind == "qlora" and not HAS_BITSANDBYTES:
+            checks.say("SKIP qlora: bitsandbytes is not installed")
+            continue
         with checks.part(kind):
             loss, gradient = _loss_and_gradient(kind, "cpu", torch.float32, compiled=False)
             variants = [("float32", torch.float32, False, 1e-5, 1e-4), ("bfloat16", torch.bfloat16, False, 5e-3, 5e-2)]
+            if kind == "qlora":  # a scale may be rounded otherwise
+                variants[0] = ("float32", torch.float32, False, 1e-3, 1e-2)
+            if kind == "varlen" and not checks.is_dry_run:
+                takes = can_attend_packed(torch.device(checks.device), torch.bfloat16, 32)
+                checks.check("packed rows take varlen_attn", takes)
             if kind == "pretraining" and not checks.is_dry_run:
                 variants.append(("bfloat16 compiled", torch.bfloat16, True, 5e-3, 5e-2))
             for label, dtype, compiled, loss_limit, gradient_limit in variants:
@@ -158,15 +170,22 @@ def _loss_and_gradient(kind: str, device: str, dtype: torch.dtype, *, compiled: 
     reference = torch.randn(2, 4, dtype=torch.float64)
     model = network(1).to(device)
     batch = [inputs, targets]
-    if kind == "lora":
+    if kind == "qlora":
+        for name, _ in lora_specs(shape):
+            weight = model.get_submodule(name).weight
+            replace_layer(model, name, lambda linear: Linear4bit(linear, torch.device(device), dtype))
+            model.load_state_dict({f"{name}.weight": weight}, strict=False)
+    if kind in ("lora", "qlora"):
         add_lora(model, LoraConfig(4), torch.Generator().manual_seed(2))
         with torch.no_grad():
             for index, (name, weight) in enumerate(model.named_parameters()):
                 if "lora_B" in name:
                     weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(index)) * 0.02)
     loss: torch.nn.Module
-    if kind in ("conversations", "lora"):
+    if kind in ("conversations", "varlen", "lora", "qlora"):
         loss, batch = ConversationLoss(model, dtype), [*batch, segments]
+        if kind == "varlen":
+            batch += [(targets.flatten() != -100).nonzero()[:, 0], torch.from_numpy(document_starts(segments.numpy()))]
     elif kind == "dpo":
         pairs = segments[:3].clamp_max(3)
         loss, batch = DpoLoss(model, "dpo", 0.1, 0.0, dtype), [*batch, torch.cat((pairs, pairs)), reference]
@@ -221,6 +240,8 @@ def attention(checks: Checks) -> None:
             peak = (torch.cuda.max_memory_allocated() - before) / 1e9
             kernel = names.get(chosen[-1], str(chosen[-1]))
             checks.check(f"attention of {name}", kernel != "MATH", f"{kernel}: {ms:.2f} ms, {peak:.2f} GB")
+    with checks.part("packed rows"):
+        _attend_packed(checks)
     with checks.part("new lengths"), torch.no_grad():
 
         def one(length: int) -> None:
@@ -234,6 +255,36 @@ def attention(checks: Checks) -> None:
         checks.synchronize()
         ms = (time.perf_counter() - start) / 24 * 1e3
         checks.check("new lengths compile nothing", ms < 5, f"{ms:.1f} ms")
+
+
+def _attend_packed(checks: Checks) -> None:
+    """varlen_attn beside a mask: 16 rows of 4,096 tokens, in documents of 100 to 900."""
+    lengths = torch.tensor([100, 900, 300, 500, 248]).repeat(2)
+    segments = torch.arange(10).repeat_interleave(lengths).expand(16, 4096)
+    starts = torch.from_numpy(document_starts(segments.numpy())).cuda()
+    query, key, value = (
+        torch.randn(16, 4096, n, 64, device="cuda", dtype=torch.bfloat16).transpose(1, 2).requires_grad_()
+        for n in (9, 3, 3)
+    )
+    mask = shared_mask(packed_mask(segments.cuda()), query)
+    found: list[list[Tensor]] = []
+    measured: list[str] = []
+    for each in (mask, starts):
+
+        def work(mask: Tensor = each) -> Tensor:
+            out = attend(query, key, value, mask)
+            out.square().sum().backward()
+            return out
+
+        out = work()
+        found.append([out.detach(), *(x.grad for x in (query, key, value))])
+        query.grad = key.grad = value.grad = None
+        torch.cuda.reset_peak_memory_stats()
+        before, ms = torch.cuda.memory_allocated(), checks.milliseconds(work)
+        measured.append(f"{ms:.2f} ms, {(torch.cuda.max_memory_allocated() - before) / 1e9:.2f} GB")
+        query.grad = key.grad = value.grad = None
+    off = max(((b - a).norm() / a.norm()).item() for a, b in zip(*found, strict=True))
+    checks.check("varlen_attn equals the mask", off < 2e-2, f"{off:.1e}; {measured[1]}, with the mask {measured[0]}")
 
 
 # ---------------------------------------------------------------- speed
@@ -414,7 +465,11 @@ def finetuning(checks: Checks) -> None:
     with checks.part("base"):
         command.train("base", "--compile", "off")
     context = ["--chat-template", "zephyr", "--context", 64 if checks.is_dry_run else 256, "--device", checks.device]
-    for name, more in (("lora", ["--lora"]), ("all", []), ("teacher", ["--teacher", base])):
+    small = ["--lora", "--load-in-4bit"]
+    for name, more in (("lora", ["--lora"]), ("qlora", small), ("all", []), ("teacher", ["--teacher", base])):
+        if name == "qlora" and not HAS_BITSANDBYTES:
+            checks.say("SKIP qlora: bitsandbytes is not installed")
+            continue
         with checks.part(name):
             pace = ["--steps", 20, "--log-interval", 5, "--eval-interval", 10]
             questions = checks.out / "questions.jsonl"
@@ -428,6 +483,8 @@ def finetuning(checks: Checks) -> None:
         command("finetune", base, pairs, "--out", out, "--steps", 10, "--preference", "dpo", *context)
     with checks.part("merge"):
         command("merge", base, checks.runs / "lora", "--out", checks.runs / "merged")
+        if HAS_BITSANDBYTES:
+            command("merge", base, checks.runs / "qlora", "--out", checks.runs / "merged-qlora")
 
 
 def minutes(checks: Checks) -> None:

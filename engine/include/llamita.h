@@ -45,6 +45,7 @@ typedef struct llamita_sampler llamita_sampler;         /* sampling parameters a
 typedef struct llamita_scheduler llamita_scheduler;     /* requests that run side by side */
 typedef struct llamita_tokenizer llamita_tokenizer;     /* a tokenizer without a model */
 typedef struct llamita_bpe_trainer llamita_bpe_trainer; /* word counts to train a BPE vocabulary */
+typedef struct llamita_text_index llamita_text_index;   /* finds strings in the text of tokens */
 
 typedef enum {
     LLAMITA_OK = 0,
@@ -648,6 +649,74 @@ LLAMITA_API llamita_status llamita_dequantize(int32_t id, const void *blocks, in
  * the range of 16-bit scales: LLAMITA_ERROR_NUMERIC. */
 LLAMITA_API llamita_status llamita_quantize(const char *type, const float *values, int64_t row_length, int64_t num_rows,
                                             void *out, size_t out_bytes, double *squared_error, llamita_error *error);
+
+/* ------------------------------------------------------------------ text index */
+
+/* Finds any string of bytes in the text of many tokens, wherever it starts and ends in them. The text
+ * is that of the tokens one after another. An EOS is bytes 0xFF instead, which are in no UTF-8, up to
+ * the next multiple of LLAMITA_INDEX_BLOCK_BYTES: so nothing is found across two documents. The index
+ * is an array of the text's blocks of this many bytes, sorted by the text from there on. */
+#define LLAMITA_INDEX_BLOCK_BYTES 4
+/* For every 32nd block, the token that it starts in. */
+#define LLAMITA_INDEX_ENTRY_BLOCKS 32
+#define LLAMITA_INDEX_MAX_BLOCKS (UINT32_C(1) << 31)
+#define LLAMITA_INDEX_MAX_TOKEN_BYTES 65535
+#define LLAMITA_INDEX_MAX_QUERY_BYTES (1 << 24)
+
+/* The caller owns all arrays. */
+typedef struct {
+    const void *const *ids;     /* [num_parts] the tokens, in one array or several; the last one is EOS */
+    const uint64_t *num_tokens; /* [num_parts] */
+    size_t num_parts;
+    int32_t id_bytes; /* of an id: 2 or 4, unsigned */
+    int32_t vocab_size, eos_id;
+    const char *token_bytes;    /* the bytes of all ids of the vocabulary, one after another */
+    const uint32_t *token_ends; /* [vocab_size] where those of each id end */
+} llamita_indexed_text;
+
+/* The number of blocks of the text. LLAMITA_ERROR_FORMAT: an id that is not in the vocabulary, a token
+ * of more than LLAMITA_INDEX_MAX_TOKEN_BYTES, no EOS at the end, or more than 2^32 tokens or
+ * LLAMITA_INDEX_MAX_BLOCKS. */
+LLAMITA_API llamita_status llamita_text_index_measure(const llamita_indexed_text *text, uint64_t *num_blocks,
+                                                      llamita_error *error);
+
+/* Writes the index of a text of num_blocks blocks, as llamita_text_index_measure found them: the blocks
+ * in order, suffixes[num_blocks + 1] (the last is not part of it); for each of
+ * (num_blocks + LLAMITA_INDEX_ENTRY_BLOCKS - 1) / LLAMITA_INDEX_ENTRY_BLOCKS entries the number of a
+ * token, and which of its bytes the block starts with. Linear in num_blocks whatever repeats. Memory
+ * besides these arrays: 8 bytes a block, or 13 if no two blocks are alike. */
+LLAMITA_API llamita_status llamita_text_index_build(const llamita_indexed_text *text, uint64_t num_blocks,
+                                                    uint32_t *suffixes, uint32_t *entry_tokens, uint16_t *entry_offsets,
+                                                    llamita_error *error);
+
+/* Opens an index. Its arrays and those of the text must stay as they are until it is closed. Whatever
+ * they hold, no function reads beyond them; if they do not belong together, it finds other places. */
+LLAMITA_API llamita_status llamita_text_index_open(const llamita_indexed_text *text, uint64_t num_blocks,
+                                                   const uint32_t *suffixes, const uint32_t *entry_tokens,
+                                                   const uint16_t *entry_offsets, llamita_text_index **index,
+                                                   llamita_error *error);
+LLAMITA_API void llamita_text_index_close(llamita_text_index *index);
+
+/* For every step-th byte of the query, from the first on: the most bytes from there on that the text
+ * has at the start of a block. With step 1, a string of the query that is in the text starts at most
+ * three bytes before one that these lengths show. Writes lengths[(num_bytes + step - 1) / step].
+ * O(num_bytes / step * log blocks), plus what is compared. */
+LLAMITA_API llamita_status llamita_text_index_match(const llamita_text_index *index, const char *query,
+                                                    size_t num_bytes, size_t step, uint32_t *lengths,
+                                                    llamita_error *error);
+
+/* Where a string starts: the number of a token, and which byte of it. */
+typedef struct {
+    uint64_t token;
+    uint32_t offset;
+} llamita_text_place;
+
+/* Finds a string of at least LLAMITA_INDEX_BLOCK_BYTES bytes. Writes up to capacity of its places, in
+ * no particular order, and counts all. is_complete is false if there may be more: those that do not
+ * start a block are looked for until the places are full, or 2^12 do not match. */
+LLAMITA_API llamita_status llamita_text_index_find(const llamita_text_index *index, const char *query, size_t num_bytes,
+                                                   llamita_text_place *places, size_t capacity, uint64_t *num_found,
+                                                   bool *is_complete, llamita_error *error);
 
 /* ------------------------------------------------------------------ keys of GGUF files */
 

@@ -411,6 +411,35 @@ static void train(input *in) {
     llamita_bpe_trainer_close(trainer);
 }
 
+/* The text with a token a byte. */
+static void index_text(input *in) {
+    enum { VOCAB = 257 };
+    static uint32_t token_ends[VOCAB];
+    static char token_bytes[VOCAB];
+    for (int i = 0; i < VOCAB; i++) {
+        token_bytes[i] = (char)i;
+        token_ends[i] = (uint32_t)i + 1;
+    }
+    const size_t num_bytes = in->text.num_bytes;
+    uint32_t *ids = malloc((num_bytes + 1) * sizeof *ids), *suffixes = malloc((num_bytes + 9) * sizeof *suffixes);
+    uint32_t *entry_tokens = malloc((num_bytes + 9) * sizeof *entry_tokens);
+    uint16_t *entry_offsets = malloc((num_bytes + 9) * sizeof *entry_offsets);
+    for (size_t i = 0; i < num_bytes; i++) ids[i] = in->text.bytes[i];
+    ids[num_bytes] = 256;
+    const void *parts[] = {ids};
+    const uint64_t num_tokens[] = {num_bytes + 1};
+    const llamita_indexed_text text = {parts, num_tokens, 1, 4, VOCAB, 256, token_bytes, token_ends};
+    llamita_error error = {0};
+    uint64_t num_blocks;
+    CHECK(!llamita_text_index_measure(&text, &num_blocks, &error), "%s", error.message);
+    CHECK(!llamita_text_index_build(&text, num_blocks, suffixes, entry_tokens, entry_offsets, &error), "%s",
+          error.message);
+    free(ids);
+    free(suffixes);
+    free(entry_tokens);
+    free(entry_offsets);
+}
+
 /* ------------------------------------------------------------------ growth */
 
 static double operations(void (*make)(input *, size_t), void (*run)(input *), size_t n) {
@@ -458,6 +487,8 @@ int main(void) {
         CASE(template_sum, read_template, 1 << 13),
         CASE(many_words, train, 1 << 16),
         CASE(one_word, train, 1 << 14),
+        CASE(many_words, index_text, 1 << 17),
+        CASE(one_word, index_text, 1 << 17),
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const double small = operations(cases[i].make, cases[i].run, cases[i].num_bytes);

@@ -230,6 +230,31 @@ end:
     llamita_tokenizer_close(tokenizer);
 }
 
+static void run_text_index(void) {
+    enum { NUM = 600, BLOCKS = NUM / 2, ENTRIES = (BLOCKS + 31) / 32 };
+    uint16_t ids[NUM];
+    uint32_t suffixes[BLOCKS + 1], entry_tokens[ENTRIES];
+    uint16_t entry_offsets[ENTRIES];
+    for (int i = 0; i < NUM; i++) ids[i] = (uint16_t)(i * i % 5 % 3);
+    ids[NUM - 2] = 0;
+    ids[NUM - 1] = 3;
+    const void *parts[] = {ids};
+    const uint64_t num_tokens[] = {NUM};
+    const uint32_t token_ends[] = {2, 4, 6, 8};
+    const llamita_indexed_text text = {parts, num_tokens, 1, 2, 4, 3, "ababcdef", token_ends};
+    llamita_text_index *index = NULL;
+    llamita_text_place place;
+    uint64_t num_found;
+    bool is_complete;
+    TRY(llamita_text_index_build(&text, BLOCKS, suffixes, entry_tokens, entry_offsets, &error));
+    TRY(llamita_text_index_open(&text, BLOCKS, suffixes, entry_tokens, entry_offsets, &index, &error));
+    TRY(llamita_text_index_find(index, "abab", 4, &place, 1, &num_found, &is_complete, &error));
+    note_results(suffixes, BLOCKS * sizeof *suffixes);
+    note_results(&num_found, sizeof num_found);
+end:
+    llamita_text_index_close(index);
+}
+
 static void run_bpe_trainer(void) {
     const char text[] = "the llama and the other llama saw the llamas; aaaa aaaa abab abab";
     const uint64_t ends[] = {20, sizeof text - 1};
@@ -394,6 +419,7 @@ int main(void) {
     check_scenario("a chat", run_chat);
     check_scenario("a scheduler", run_scheduler);
     check_scenario("training BPE", run_bpe_trainer);
+    check_scenario("a text index", run_text_index);
     for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) unlink(paths[i]);
     return check_failures();
 }

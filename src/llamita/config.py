@@ -543,6 +543,15 @@ class TrainConfig(RunConfig):
     """Train a separate classifier instead of sharing the embedding matrix."""
     rope_theta: Annotated[float, Option(group="model")] = 10000.0
     """Base of the rotary position embeddings."""
+    from_: Annotated[Path | None, Option("RUN", group="going on", name="from", resume="may change")] = None
+    """Go on with the model of this finished run, or of a checkpoint, on new documents: STORE needs the
+    same tokenizer. Shape, step and optimizer are the run's; the peak learning rates are a quarter of
+    its own. Default length: one epoch."""
+    replay: Annotated[float | None, Option("SHARE", group="going on")] = None
+    """Share of the training tokens that are old: documents of the stores that RUN was trained on.
+    Default: 0.75."""
+    replay_data: Annotated[tuple[str, ...], Option("STORE[:WEIGHT]", group="going on", resume="may change")] = ()
+    """Token stores with old text, instead of those that RUN was trained on."""
     compile: Annotated[Literal["auto", "on", "off"], Option(group="hardware", resume="may change")] = "auto"
     """torch.compile the network, half a minute at the start. auto: with --minutes, if a short
     measurement shows that it saves time."""
@@ -551,11 +560,27 @@ class TrainConfig(RunConfig):
         super().__post_init__()
         self._check_positive("layers", "hidden", "heads", "kv_heads", "ffn", "rope_theta")
         check(not (self.fsdp and self.compile == "on"), "train: --compile on and --fsdp exclude each other; drop one")
+        self._check_replay()
         parts = ("layers", "hidden", "heads")
         missing = [flag(name) for name in parts if getattr(self, name) is None]
         check(
             self.preset is not None or len(missing) in (0, len(parts)),
             f"train: a shape of your own also needs {', '.join(missing)} (or --preset as its basis)",
+        )
+
+    def _check_replay(self) -> None:
+        for name in ("replay", "replay_data"):
+            check(
+                self.from_ is not None or getattr(self, name) in (None, ()),
+                f"train: {flag(name)} is a setting of --from; give both",
+            )
+        check(
+            self.replay is None or 0 <= self.replay < 1,
+            f"train: --replay: expected a share of 0 or more, below 1, found {self.replay}",
+        )
+        check(
+            self.from_ is None or self.preset is None,
+            f"train: --preset: the shape is that of --from {self.from_}; leave it out",
         )
 
 
@@ -625,6 +650,9 @@ class FinetuneConfig(RunConfig):
     """Scale by alpha / √rank instead (arXiv 2312.03732)."""
     targets: Annotated[tuple[LayerName, ...] | None, Option(group="LoRA")] = None
     """Layers to update. Default: all seven."""
+    load_in_4bit: Annotated[bool, Option(group="LoRA")] = False
+    """Keep the frozen matrices of the layers in 4 bits (QLoRA: NF4, double quantization). Needs
+    bitsandbytes: pip install 'llamita[qlora]'."""
     preference: Literal["dpo", "ipo"] | None = None
     """Preference tuning: DATA holds pairs of a better and a worse answer (prompt, chosen,
     rejected). dpo: arXiv 2305.18290; ipo: arXiv 2310.12036."""
@@ -651,7 +679,11 @@ class FinetuneConfig(RunConfig):
             f"finetune: --skip-bad-rows: expected 0 to 1,000,000, found {self.skip_bad_rows}",
         )
         check(self.preview >= 0, f"finetune: --preview: expected 0 or more, found {self.preview}")
-        self._check_settings("lora", "rank", "alpha", "rslora", "targets")
+        self._check_settings("lora", "rank", "alpha", "rslora", "targets", "load_in_4bit")
+        check(
+            not (self.load_in_4bit and self.fsdp),
+            "finetune: --load-in-4bit and --fsdp exclude each other; drop one",
+        )
         self._check_preference()
         check(
             not self.lora or self.embedding_lr is None,
@@ -816,4 +848,4 @@ class SynthesizeConfig:
 
 def flag(field: str) -> str:
     """How a field is spelled on the command line."""
-    return "--" + field.replace("_", "-")
+    return "--" + field.rstrip("_").replace("_", "-")

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 import llamita
+from llamita.model.device import gpu_name
 
 
 def describe_environment(device: str) -> dict[str, str | int]:
@@ -38,8 +39,8 @@ def _gpu(device: str) -> str | None:
     if device == "cpu":
         return None
     if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return "Apple GPU" if torch.backends.mps.is_available() else None
+        return gpu_name(torch.device("cuda"))
+    return gpu_name(torch.device("mps")) if torch.backends.mps.is_available() else None
 
 
 def _processor() -> str:

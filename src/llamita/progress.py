@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -22,3 +23,12 @@ class Cancelled(Exception):
 
 def no_progress(stage: str, done: int, total: int) -> None:
     """Ignore it: the default."""
+
+
+def split_progress(progress: Progress, costs: Sequence[int]) -> list[Progress]:
+    """A callback for each of several consecutive phases of a stage, which is as long as all costs."""
+
+    def phase(start: int, cost: int) -> Progress:
+        return lambda stage, done, total: progress(stage, start + round(done * cost / total), sum(costs))
+
+    return [phase(*each) for each in zip(itertools.accumulate(costs, initial=0), costs, strict=False)]

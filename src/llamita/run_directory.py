@@ -29,6 +29,8 @@ LOCK = "run.lock"  # held by the process that trains
 ROWS = ("micro_batch_size", "grad_accum_steps")  # compared as rows per step
 PATHS = (
     "data",
+    "replay_data",
+    "from_",
     "checkpoint",
     "val",
     "general_text",
@@ -393,13 +395,9 @@ def extended_at(run: Path) -> int:
     return step
 
 
-def remembered_run(run: Path) -> tuple[dict[str, Any], int] | None:
-    """The configuration that run.json records, with every default filled in, and its rows per step;
-    None if there is no run."""
-    if not (run / NAME).is_file():
-        return None
-    values = _read(run)
-    return values["config"], values["rows_per_step"]
+def remembered_run(run: Path) -> dict[str, Any] | None:
+    """run.json, whose configuration has every default filled in; None if there is no run."""
+    return _read(run) if (run / NAME).is_file() else None
 
 
 def finished_summary(run: Path) -> dict[str, Any]:

@@ -35,6 +35,7 @@ NORMS: dict[str, Any] = {"architecture": "qwen3", "use_qk_norm": True}
 CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "all weights": ({}, []),
     "updates": ({}, ["--lora", "--rank=4"]),
+    "updates of 4 bits": ({}, ["--lora", "--rank=4", "--load-in-4bit"]),
     "all weights of Qwen2": (BIASES, []),
     "updates of Qwen3": (NORMS, ["--lora", "--rank=4"]),
 }
@@ -43,6 +44,8 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_killed_runs_end_with_the_same_bytes(make_checkpoint: Callable[..., Path], tmp_path: Path, name: str) -> None:
     changes, flags = CASES[name]
+    if "--load-in-4bit" in flags:
+        pytest.importorskip("bitsandbytes", reason="QLoRA needs bitsandbytes: pip install 'llamita[qlora]'")
     base, data = make_checkpoint(tmp_path / "base", **changes), tmp_path / "questions.jsonl"
     replace_chat_template(base, "chatml")
     rows = [{"question": f"What is {number} and {number}?", "answer": str(2 * number)} for number in range(40)]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("prometheus_client")
 pytest.importorskip("uvicorn")
 
+from llamita.data.store_index import StoreIndex, build_store_index
 from llamita.engine import Model
 from llamita.engine.model import PACKAGED_MODEL
 from llamita.sampling import RuntimeOptions
@@ -254,6 +256,30 @@ def test_a_conversation(page: Callable[..., Page]) -> None:
     it.wait(f"{SAID}.length === 4")
     assert it.said == kept
     assert it.outside() == [] and it.errors() == []
+
+
+def test_where_an_answer_comes_from(page: Callable[..., Page], story_store: Path, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(story_store, tmp_path / "store"))
+    build_store_index(store)
+    index = StoreIndex(store)
+    ids = index.store.split("train").document(2)[:40]
+    words = index.tokenizer.decode(ids.tolist()).decode("utf-8", "ignore").split("\n")[0]
+    it = page(index=index)
+    it.between.stream({"delta": {"content": f"🦙 Qwertz. {words}"}})
+    it.ask("Hi")
+    it.act("Where from?")
+    it.wait("document.querySelector('.trace figure')")
+    marked = it.run("return Array.from(document.querySelectorAll('.answer mark'), (e) => e.textContent)")
+    assert marked and all(each in words for each in marked) and it.said == ["Hi", f"🦙 Qwertz. {words}"]
+    assert "stories, document " in it.run("return document.querySelector('.trace').textContent")
+    assert it.run("return document.activeElement.getAttribute('aria-expanded')") == "true"
+    it.act("Where from?")
+    it.wait("!document.querySelector('.trace, mark')")
+    assert it.outside() == [] and it.errors() == []
+
+    without = page()
+    without.ask("Hi")
+    assert not without.has_act("Where from?")
 
 
 def test_conversations_are_kept_and_deleted(page: Callable[..., Page]) -> None:

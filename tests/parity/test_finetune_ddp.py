@@ -30,9 +30,13 @@ def run_training(base: Path, data: Path, run: Path, processes: int, *more: str) 
 
 
 @pytest.mark.parametrize(
-    "flags", [[], ["--lora"], ["--fsdp"], ["--fsdp", "--lora"]], ids=["all weights", "updates", "sharded", "both"]
+    "flags",
+    [[], ["--lora"], ["--lora", "--load-in-4bit"], ["--fsdp"], ["--fsdp", "--lora"]],
+    ids=["all weights", "updates", "updates of 4 bits", "sharded", "both"],
 )
 def test_two_processes_equal_one(make_checkpoint: Callable[..., Path], tmp_path: Path, flags: list[str]) -> None:
+    if "--load-in-4bit" in flags:
+        pytest.importorskip("bitsandbytes", reason="QLoRA needs bitsandbytes: pip install 'llamita[qlora]'")
     base, data = make_checkpoint(tmp_path / "base"), tmp_path / "questions.jsonl"
     replace_chat_template(base, "chatml")
     rows = [{"question": f"What is {number} and {number}?", "answer": str(2 * number)} for number in range(40)]

@@ -136,6 +136,7 @@ C_FOLDERS = {
     "runtime": ("platform",),
     "kernels": ("platform", "runtime"),
     "tokenizer": ("platform", "runtime"),
+    "index": ("platform", "runtime"),
     "model": ("kernels", "platform", "runtime", "tokenizer"),
     "formats": ("kernels", "model", "platform", "runtime", "tokenizer"),
     "api": ("formats", "kernels", "model", "platform", "runtime", "tokenizer"),

@@ -23,6 +23,7 @@ from llamita.errors import LlamitaError
 from llamita.json_file import check_object
 from llamita.report.summary import write_page
 from llamita.run_directory import continued, extended_at, finished_message, finished_summary, open_run, remembered_run
+from llamita.training.continued import old_stores, open_base
 from llamita.training.distributed import Ranks
 from llamita.training.metrics_log import Trackers
 from llamita.training.pretraining import train
@@ -126,6 +127,8 @@ def test_run_json(run: TrainConfig) -> None:
 
     check(path, some(changed(description), 11), use)
     check(path, some(changed(description), 11), lambda: write_page([run.out]))
+    going_on = dataclasses.replace(run, from_=run.out)
+    check(path, some(changed(description), 5), lambda: old_stores(going_on, open_base(run.out)))
 
 
 def test_summary_and_metrics(run: TrainConfig) -> None:

@@ -22,6 +22,7 @@ from llamita.cli.help import has_color
 from llamita.cli.open_model import opened_model
 from llamita.cli.parser import suggestion
 from llamita.cli.prompt import check_utf8
+from llamita.cli.tracing import TextTracer
 from llamita.config import Option
 from llamita.errors import ChatError, SourceError
 from llamita.sampling import DEFAULT_RUNTIME, RuntimeOptions, SamplingParams
@@ -66,6 +67,9 @@ class ChatFlags:
     """Most tokens in one answer; 0: until the context is full."""
     verbose: Annotated[bool | None, Option(short="v")] = None
     """Print the speed after each answer. Default: if stderr is a terminal."""
+    trace: Annotated[Path | None, Option("STORE")] = None
+    """Print on stderr, after each answer, where it stands word for word in this token store; see
+    `llamita index`."""
     grammar: Annotated[GrammarOptions, Option(group="grammar")] = DEFAULT_GRAMMAR
     load: Annotated[LoadOptions, Option(group="model")] = DEFAULT_LOAD
     sampling: SamplingParams = CHAT_SAMPLING
@@ -80,6 +84,7 @@ class ChatFlags:
 
 def main(argv: list[str]) -> int | None:
     flags = parse(ChatFlags, argv, "llamita chat", card_defaults)
+    tracer = TextTracer(flags.trace)
     with opened_model(flags.model, flags.load, "chat") as model:
         check_context(model, flags.runtime)
         chat = Chat(
@@ -97,7 +102,7 @@ def main(argv: list[str]) -> int | None:
         before = signal.getsignal(signal.SIGINT)
         try:
             with chat:
-                return _Conversation(chat, flags).run()
+                return _Conversation(chat, flags, tracer).run()
         finally:
             signal.signal(signal.SIGINT, before)
 
@@ -133,8 +138,8 @@ class _Interrupts:
 class _Conversation:
     """Questions from stdin, and the answers to them."""
 
-    def __init__(self, chat: Chat, flags: ChatFlags) -> None:
-        self._chat, self._flags = chat, flags
+    def __init__(self, chat: Chat, flags: ChatFlags, tracer: TextTracer) -> None:
+        self._chat, self._flags, self._tracer = chat, flags, tracer
         self._terminal = sys.stdin.isatty()
         self._interrupts = _Interrupts(self._terminal)
         self._has_forgotten = False
@@ -220,6 +225,7 @@ class _Conversation:
         with self._interrupts.during(answer):
             for piece in answer:
                 print(piece, end="", flush=True)
+                self._tracer.add(piece)
         print(flush=True)
         cut_off = "" if self._flags.grammar == DEFAULT_GRAMMAR else ": the answer does not fit its grammar yet"
         if answer.stop == "number of tokens":
@@ -230,6 +236,7 @@ class _Conversation:
             _status("stopped before the answer began: the question is forgotten")
         if sys.stderr.isatty() if self._flags.verbose is None else self._flags.verbose:
             _status(answer.speed_line())
+        self._tracer.print_trace()
 
 
 def _read_message() -> str:

@@ -16,6 +16,7 @@ from llamita.cli.grammar import DEFAULT_GRAMMAR, GrammarOptions, read_grammar
 from llamita.cli.open_model import opened_model
 from llamita.cli.progress import progress_bars
 from llamita.cli.prompt import DEFAULT_PROMPT, PromptOptions, check_num_samples, print_header, read_prompt
+from llamita.cli.tracing import TextTracer
 from llamita.config import Option, check, check_at_most
 from llamita.engine import AdapterUses, Generation, Grammar, Model, encode_prompt, text_pieces
 from llamita.sampling import DEFAULT_RUNTIME, DEFAULT_SAMPLING, MAX_TOKENS, RuntimeOptions, SamplingParams
@@ -42,6 +43,9 @@ class RunFlags:
     num_samples: Annotated[int, Option(short="N")] = 1
     """Number of texts; each has the next seed. They are computed together and printed at the
     end."""
+    trace: Annotated[Path | None, Option("STORE")] = None
+    """Print on stderr where the new text stands word for word in this token store; see `llamita
+    index`."""
     prompt: Annotated[PromptOptions, Option(group="prompt")] = DEFAULT_PROMPT
     grammar: Annotated[GrammarOptions, Option(group="grammar")] = DEFAULT_GRAMMAR
     load: Annotated[LoadOptions, Option(group="model")] = DEFAULT_LOAD
@@ -70,12 +74,13 @@ class RunFlags:
 
 def main(argv: list[str]) -> int | None:
     flags = parse(RunFlags, argv, "llamita run", card_defaults)
+    tracer = TextTracer(flags.trace)
     with opened_model(flags.model, flags.load, "run") as model:
         check_context(model, flags.runtime)
         prompt, adapters = read_prompt(flags.prompt), open_adapters(model, flags.load.adapter)
         grammar = read_grammar(flags.grammar)
         if flags.num_samples > 1:
-            _print_samples(model, prompt, flags, adapters, grammar)
+            _print_samples(model, prompt, flags, adapters, grammar, tracer)
             return 0
         generation = model.generate(
             prompt,
@@ -88,7 +93,7 @@ def main(argv: list[str]) -> int | None:
             context_full=flags.context_full,
             keep=flags.keep or 0,
         )
-        interrupted = _stream(model, generation)
+        interrupted = _stream(model, generation, tracer)
         status = (
             f"stopped by Ctrl-C after {generation.num_new_tokens} tokens"
             if interrupted
@@ -97,11 +102,12 @@ def main(argv: list[str]) -> int | None:
         if flags.sampling.seed is None and flags.sampling.temperature > 0:
             status += f"; -s {generation.seed} gives the same text"
         print(f"{status}\n{generation.speed_line()}", file=sys.stderr)
+        tracer.print_trace()
     return 130 if interrupted else 0
 
 
 def _print_samples(
-    model: Model, prompt: bytes, flags: RunFlags, adapters: AdapterUses, grammar: Grammar | None
+    model: Model, prompt: bytes, flags: RunFlags, adapters: AdapterUses, grammar: Grammar | None, tracer: TextTracer
 ) -> None:
     """Generate several texts side by side; text i is what seed + i gives alone."""
     seed = secrets.randbits(62) if flags.sampling.seed is None else flags.sampling.seed
@@ -112,19 +118,22 @@ def _print_samples(
     start = model.decode(encode_prompt(model, prompt))
     for number, sample in enumerate(samples):
         print_header(number, flags.num_samples, seed + number)
-        print("".join(text_pieces([start + sample.text])), end="\n\n")
+        print("".join(text_pieces([start + sample.text])), end="\n\n", flush=True)
+        tracer.add("".join(text_pieces([sample.text])))
+        tracer.print_trace()
     cut = sum(not sample.ended for sample in samples)
     if grammar is not None and cut:
         print(f"{cut} of {len(samples)} texts were cut off: they do not fit yet; raise -n", file=sys.stderr)
 
 
-def _stream(model: Model, generation: Generation) -> bool:
+def _stream(model: Model, generation: Generation, tracer: TextTracer) -> bool:
     """Print the prompt and the text as it is generated; True if Ctrl-C stopped it."""
     prompt = model.decode(generation.prompt_ids).decode("utf-8", "replace")
     interrupted = False
     try:
         for piece in generation:
             print(prompt + piece, end="", flush=True)
+            tracer.add(piece)
             prompt = ""
     except KeyboardInterrupt:
         generation.close()

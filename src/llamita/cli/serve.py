@@ -19,6 +19,7 @@ from llamita.cli.adapters import open_adapters
 from llamita.cli.command import card_defaults, parse, requires_extra
 from llamita.cli.generation import DEFAULT_LOAD, LoadOptions, check_context, check_runtime
 from llamita.cli.open_model import opened_model
+from llamita.cli.tracing import open_index
 from llamita.config import Option, check
 from llamita.engine import PACKAGED_MODEL, Model
 from llamita.errors import ConfigError, LlamitaError, SourceError, clean_line
@@ -63,6 +64,9 @@ class ServeFlags:
     """Let web pages of this origin use the API; * for all. May be given several times."""
     watch: Annotated[bool, Option(group="server")] = False
     """Serve a model anew when its file, or the checkpoint of its run directory, is replaced."""
+    trace: Annotated[Path | None, Option("STORE", group="server")] = None
+    """Let clients ask where a text stands word for word in this token store: POST /trace, and a button
+    of the chat page. They see its texts. The store needs an index; see `llamita index`."""
     quiet: Annotated[bool, Option(group="server")] = False
     """Print no line for each request."""
     load: Annotated[LoadOptions, Option(group="model")] = DEFAULT_LOAD
@@ -86,6 +90,7 @@ def main(argv: list[str]) -> int | None:
         from llamita.server.serving import ServerLimits
     keys = () if flags.api_key_file is None else read_keys(flags.api_key_file)
     named = named_models(flags.models)
+    index = None if flags.trace is None else open_index(flags.trace)
     check(not flags.watch or flags.models != (), "--watch: expected a MODEL: the packaged one never changes")
     with contextlib.ExitStack() as stack:
         served = []
@@ -96,7 +101,7 @@ def main(argv: list[str]) -> int | None:
         limits = ServerLimits(flags.parallel, flags.queue, answer_seconds=flags.timeout)
         listening = stack.enter_context(_listen(flags.host, flags.port))
         _log_requests(flags.quiet)
-        server = Server(served, flags.runtime, limits, api_keys=keys, cors_origins=flags.cors)
+        server = Server(served, flags.runtime, limits, api_keys=keys, cors_origins=flags.cors, index=index)
 
         class Announcing(uvicorn.Server):
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -27,6 +27,7 @@ class Train(TrainConfig):
         "llamita train tokens -o runs/my --minutes 10",
         "llamita train -o runs/my --resume",
         "llamita train -o runs/my --resume --minutes 20",
+        "llamita train new-tokens --from runs/my -o runs/my-update",
     )
 
     data: Annotated[tuple[str, ...], Option("STORE[:WEIGHT]...", positional=True)]
@@ -43,7 +44,9 @@ def main(argv: list[str]) -> int:
         from llamita.training.pretraining import train
     from rich.console import Console
 
+    from llamita.report.gains import find_gains
     from llamita.report.summary import summary_rows
+    from llamita.run_directory import read_metrics
 
     result = train(config, started=started, reserved_seconds=reserved_seconds)
     if not result.is_first or result.was_finished:
@@ -55,6 +58,8 @@ def main(argv: list[str]) -> int:
     with console.status("checking samples for copies of the training text"):
         summary, note = add_final_samples(result, config.data)
     print_table(summary_rows(summary), console)
+    if config.from_ is not None and (gains := find_gains(read_metrics(config.out))):
+        print_table(gains.rows(), console)
     if note:
         console.print(note, style="yellow", markup=False, soft_wrap=True)
     print_next(*export_commands(config.out))

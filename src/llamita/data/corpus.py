@@ -10,6 +10,7 @@ from typing import Any
 
 from llamita.config import PrepareConfig
 from llamita.data.document_files import DOCUMENT_SUFFIXES
+from llamita.data.document_origins import DocumentOrigins
 from llamita.data.documents import (
     SourceCounts,
     SourceList,
@@ -33,6 +34,7 @@ class Corpus:
     def __init__(self, config: PrepareConfig) -> None:
         self._config = config
         self.conversions = Conversions(config.encoding)
+        self.origins = DocumentOrigins()  # of all texts, once they have been read
         self.scrubber = Scrubber(config.drop_lines, mask=config.mask_personal_data)
         self._stories: list[bytes] = []
         self._kept: list[tuple[list[bytes], bool]] | None = None
@@ -79,6 +81,7 @@ class Corpus:
 
     def _read(self, counts: SourceCounts) -> Iterator[tuple[list[bytes], bool]]:
         config = self._config
+        self.origins = DocumentOrigins()
         for sources, is_val in ((self.val, True), (self.train, False)):
             for texts in read_texts(
                 sources,
@@ -88,15 +91,17 @@ class Corpus:
                 keep_line_ends=config.keep_line_ends,
                 counts=counts,
                 conversions=self.conversions,
+                origins=self.origins,
             ):
-                yield self.scrubber.scrub(texts, counts), is_val
+                yield self.scrubber.scrub(texts, counts, self.origins), is_val
         for first in range(0, len(self._stories), _STORIES_PER_BLOCK):
             texts = self._stories[first : first + _STORIES_PER_BLOCK]
             size = sum(map(len, texts))
+            self.origins.add("stories", range(first + 1, first + len(texts) + 1))
             counts.source_bytes += size
             counts.documents += len(texts)
             counts.document_bytes += size
-            yield self.scrubber.scrub(texts, counts), False
+            yield self.scrubber.scrub(texts, counts, self.origins), False
 
     @functools.cached_property
     def fingerprint(self) -> list[dict[str, Any]]:

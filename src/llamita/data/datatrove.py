@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llamita.console import shorten
-from llamita.data.token_store import StoreWriter, id_type
+from llamita.data.document_origins import DocumentOrigins
+from llamita.data.token_store import SPLITS, StoreWriter, id_type
 from llamita.errors import SourceError
 from llamita.progress import Progress
 from llamita.tokenizer import Tokenizer
@@ -149,6 +150,7 @@ def adopt(
             first_val[id(file)] = max(0, file.num_documents - left)
             left -= min(left, file.num_documents)
     files = [*train, *val]
+    origins = {split: DocumentOrigins() for split in SPLITS}
     total, done = sum(file.num_bytes for file in files), 0
     sampled = set(np.linspace(0, len(files) - 1, _SAMPLED_FILES).astype(np.int64).tolist())
     for index, file in enumerate(files):
@@ -157,6 +159,7 @@ def adopt(
             _check_tokenizer(file.path, arrays, tokenizer)
         for name, first, last in _parts(first_val.get(id(file), count), count):
             whole = first == 0 and last == count
+            origins[name].add(file.path.name, range(first + 1, last + 1))
             text_bytes = 0
             for start, end in arrays.chunks(first, last):
                 ids, lengths = arrays.ids(start, end), arrays.lengths(start, end)
@@ -170,6 +173,8 @@ def adopt(
                 progress("checking tokens", done, total)
             if whole:
                 writer.link(name, file.path, file.index_path, count, file.num_tokens, text_bytes)
+    for split in SPLITS:
+        writer.add_origins(split, origins[split])
 
 
 def _parts(boundary: int, count: int) -> list[tuple[Literal["train", "val"], int, int]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from llamita.data.document_files import DOCUMENT_SUFFIXES, DocumentText
+from llamita.data.document_origins import DocumentOrigins
 from llamita.data.file_formats import (
     SUFFIXES,
     TEXT_SUFFIXES,
@@ -185,7 +186,10 @@ def read_documents(
     be read is skipped and kept in `conversions`; without `conversions` it is an error too.
     """
     counts = counts if counts is not None else SourceCounts()
-    for source, texts, positions in _read(sources, separator, split_on, text_key, keep_line_ends, counts, conversions):
+    for file, name, texts, positions in _read(
+        sources, separator, split_on, text_key, keep_line_ends, counts, conversions
+    ):
+        source = f"{file.path}/{name}" if name else str(file.path)
         for text, position in zip(texts, positions, strict=True):
             yield Document(text.decode("utf-8"), source, position, len(text))
 
@@ -199,11 +203,17 @@ def read_texts(
     keep_line_ends: bool = False,
     counts: SourceCounts,
     conversions: Conversions | None = None,
+    origins: DocumentOrigins | None = None,
 ) -> Iterator[list[bytes]]:
-    """The texts of `read_documents`, in lists of about a megabyte: faster for many short texts."""
+    """The texts of `read_documents`, in lists of about a megabyte: faster for many short texts.
+    origins: gets where each text comes from."""
     block: list[bytes] = []
     size = 0
-    for _, texts, _ in _read(sources, separator, split_on, text_key, keep_line_ends, counts, conversions):
+    for file, name, texts, positions in _read(
+        sources, separator, split_on, text_key, keep_line_ends, counts, conversions
+    ):
+        if origins is not None:
+            origins.add(f"{file.name}/{name}" if name else file.name, positions)
         block += texts
         size += sum(map(len, texts))
         if size >= _BLOCK_BYTES or len(block) >= _BLOCK_DOCUMENTS:
@@ -221,8 +231,9 @@ def _read(
     keep_line_ends: bool,
     counts: SourceCounts,
     conversions: Conversions | None,
-) -> Iterator[tuple[str, list[bytes], list[int]]]:
-    """The texts and positions of some documents at a time, and their file."""
+) -> Iterator[tuple[SourceFile, str, list[bytes], list[int]]]:
+    """The texts and positions of some documents at a time, their file, and their name in an
+    archive."""
     boundaries: dict[str, Boundary] = {
         "separator": separator.encode("utf-8"), "lines": _LINES, "blank-lines": _BLANK_LINES, "file": None,
     }  # fmt: skip
@@ -233,21 +244,21 @@ def _read(
     with contextlib.closing(_read_document_files(files, text_key, conversions, is_strict=is_strict)) as document_files:
         for file in files:
             counts.files += 1
-            suffix, source = find_suffix(file.path), str(file.path)
+            suffix = find_suffix(file.path)
             if suffix in TEXT_SUFFIXES:
                 for texts, positions in _read_text(file, boundary, cleaner, counts, conversions):
-                    yield source, texts, positions
+                    yield file, "", texts, positions
                 continue
             counts.source_bytes += file.num_bytes
             if suffix in DOCUMENT_SUFFIXES:
                 for name, texts, positions in _cut_documents(file, next(document_files), boundary, cleaner, counts):
-                    yield (f"{source}/{name}" if name else source), texts, positions
+                    yield file, name, texts, positions
                 continue
             counts.container_bytes += file.num_bytes
             for row in read_rows(file.path, text_key, BadRows(conversions=conversions)):
                 raw = row_text(row, text_key)
                 counts.container_bytes -= len(raw)
-                yield source, *cleaner.clean([raw], [row.number])
+                yield file, "", *cleaner.clean([raw], [row.number])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -123,12 +123,8 @@ def parse_store(text: str) -> tuple[Path, float]:
     return Path(path), weight
 
 
-def open_documents(data: Path | Sequence[str]) -> TrainingData:
-    """Open one token store or several ("PATH" or "PATH:WEIGHT"), all made with the same tokenizer.
-
-    Raises StoreError if a store cannot be opened or its tokenizer differs from the first store's;
-    ConfigError for an invalid weight, no store at all, or a store that is given twice.
-    """
+def open_stores(data: Path | Sequence[str]) -> tuple[tuple[tuple[Path, float], ...], list[TokenStore]]:
+    """The paths and weights of the stores, and the stores. Raises what open_documents raises."""
     named = ((data, 1.0),) if isinstance(data, Path) else tuple(parse_store(text) for text in data)
     if not named:
         raise ConfigError("no token store given: expected PATH or PATH:WEIGHT; make one with: llamita prepare")
@@ -145,6 +141,17 @@ def open_documents(data: Path | Sequence[str]) -> TrainingData:
                 f"(sha256 {first.tokenizer_fingerprint[:16]}… and {store.tokenizer_fingerprint[:16]}…); prepare one "
                 f"of them again with --tokenizer {first.path}"
             )
+    return named, stores
+
+
+def open_documents(data: Path | Sequence[str]) -> TrainingData:
+    """Open one token store or several ("PATH" or "PATH:WEIGHT"), all made with the same tokenizer.
+
+    Raises StoreError if a store cannot be opened or its tokenizer differs from the first store's;
+    ConfigError for an invalid weight, no store at all, or a store that is given twice.
+    """
+    named, stores = open_stores(data)
+    first = stores[0]
     train, weights = [store.split("train") for store in stores], [weight for _, weight in named]
     fingerprint: dict[str, Any] = {
         "tokenizer": first.tokenizer_fingerprint,

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llamita.atomic import atomic_directory, check_no_writer
 from llamita.config import PrepareConfig
 from llamita.data import document_files, near_duplicates, personal_data
@@ -90,6 +92,9 @@ def _from_texts(config: PrepareConfig, progress: Progress) -> bool:
             near_duplicate_documents=plan.near_duplicate_documents,
             near_duplicate_bytes=plan.near_duplicate_bytes,
         )
+        decisions = np.frombuffer(plan.decisions, np.uint8)
+        writer.add_origins("train", corpus.origins.chosen(decisions == TRAIN))
+        writer.add_origins("val", corpus.origins.chosen(decisions == VAL))
         _finish(writer, tokenizer, recipe, corpus.fingerprint, report)
     return True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llamita.data import personal_data
+from llamita.data.document_origins import DocumentOrigins
 from llamita.data.documents import SourceCounts
 from llamita.data.utf8_files import read_lines
 from llamita.errors import SourceError
@@ -17,12 +18,15 @@ class Scrubber:
         self.lines = frozenset[str]() if drop_lines is None else _read_line_list(drop_lines)
         self._mask = mask
 
-    def scrub(self, texts: list[bytes], counts: SourceCounts) -> list[bytes]:
-        """The texts that are not empty afterwards. Corrects `counts`, which has them as they were."""
+    def scrub(self, texts: list[bytes], counts: SourceCounts, origins: DocumentOrigins | None = None) -> list[bytes]:
+        """The texts that are not empty afterwards. Corrects `counts` and the last of `origins`, which
+        have them as they were."""
         if not self.lines and not self._mask:
             return texts
         scrubbed = [self._scrub(text, counts) for text in texts]
         kept = list(filter(None, scrubbed))
+        if origins is not None and len(kept) < len(texts):
+            origins.keep_of_last([bool(text) for text in scrubbed])
         counts.documents -= len(texts) - len(kept)
         counts.empty_documents += len(texts) - len(kept)
         return kept

@@ -6,9 +6,12 @@ NAME.ds          little-endian uint16 (uint32 above 65,536 ids): documents one a
 NAME.ds.index    little-endian uint64: the end of each document, in tokens from the start of NAME.ds
 documents.index  the same over all files of the split, counted from the start of the first
 documents.crc32  little-endian uint32: the CRC-32 of each document's ids, as they are on disk
+documents.position  little-endian uint64: where each document stands in its source file
 
 store.json has the size of every .ds file and the CRC-32 of both files of documents. These are
-checked when a split is opened, a document each time it is read. A split may have any number of .ds
+checked when a split is opened, a document each time it is read. Its "origins" name the source files
+of a split in the order of their documents, how many each has, and the CRC-32 of documents.position;
+stores that were made before have none. A split may have any number of .ds
 files: opening it reads none of the NAME.ds.index, which are for other programs, and at most
 MAX_OPEN_SHARDS files are open.
 """
@@ -31,6 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llamita.commands import command_line
+from llamita.data.document_origins import DocumentOrigins, Origin
 from llamita.errors import StoreError
 from llamita.json_file import Key, Schema, check_object, parse_json, shown
 
@@ -40,6 +44,7 @@ SplitName = Literal["train", "val"]
 SPLITS: tuple[SplitName, SplitName] = ("train", "val")
 SHARD_TOKENS = 1 << 27
 MAX_OPEN_SHARDS = 32  # of a split; some systems allow a process no more than 256 files
+MAX_MAPPED_FILES = 64  # of a split that is searched
 LONG_DOCUMENT_TOKENS = 4096  # longer documents are checked once: rows take many pieces of them
 _SAMPLED_DOCUMENTS = 256  # these are read when a split is opened
 
@@ -82,6 +87,10 @@ class StoreWriter:
     def link(self, split: SplitName, ds: Path, index: Path, documents: int, tokens: int, text_bytes: int) -> None:
         """Append existing files as a shard, by hard links or, if impossible, symbolic links."""
         self._splits[split].link(ds, index, documents, tokens, text_bytes)
+
+    def add_origins(self, split: SplitName, origins: DocumentOrigins) -> None:
+        """Say where the documents of a split come from: all of them, in their order, once."""
+        self._splits[split].add_origins(origins)
 
     def num_tokens(self, split: SplitName) -> int:
         """Tokens added so far, EOS included."""
@@ -134,6 +143,7 @@ class _SplitWriter:
         self._all_ends = open(directory / "documents.index", "wb")  # noqa: SIM115 (closed by close)
         self._checksums = open(directory / "documents.crc32", "wb")  # noqa: SIM115
         self._index_crc = self._checksums_crc = 0
+        self._origins: dict[str, Any] = {}
         self.text_bytes = 0
         self.num_tokens = 0
 
@@ -168,6 +178,14 @@ class _SplitWriter:
         ids: Ids = np.asarray(np.memmap(ds, self._dtype, "r", shape=(tokens,)))
         self._index(ids, np.fromfile(index, "<u8", documents).astype(np.int64), text_bytes)
         self._shards.append({"name": name, "documents": documents, "tokens": tokens})
+
+    def add_origins(self, origins: DocumentOrigins) -> None:
+        positions = origins.positions()
+        assert len(positions) == self.num_documents, "an origin for each document"
+        (self._directory / "documents.position").write_bytes(positions.tobytes())
+        crc = f"{zlib.crc32(positions.data):08x}"
+        files = [{"name": name, "documents": count} for name, count in origins.files()]
+        self._origins = {"origins": {"positions_crc32": crc, "files": files}}
 
     def _index(self, ids: Ids, ends: npt.NDArray[np.int64], text_bytes: int) -> None:
         """Add documents to the two files of the split. ids [tokens], ends [documents] within them."""
@@ -206,6 +224,7 @@ class _SplitWriter:
             "index_crc32": f"{self._index_crc:08x}",
             "checksums_crc32": f"{self._checksums_crc:08x}",
             "shards": self._shards,
+            **self._origins,
         }
 
     @property
@@ -269,6 +288,7 @@ class Split:
         self._first_tokens = list(itertools.accumulate((each["tokens"] for each in self._shards), initial=0))
         self.num_documents, self.num_tokens = self._first_documents[-1], self._first_tokens[-1]
         self.text_bytes: int = info["text_bytes"]
+        self._origins: dict[str, Any] | None = info.get("origins")
         for name, found in (("documents", self.num_documents), ("tokens", self.num_tokens)):
             if info[name] != found:
                 raise StoreError(f"cannot open {directory}: store.json says {info[name]:,} {name}, found {found:,}")
@@ -281,9 +301,9 @@ class Split:
             _check_size(path, self._dtype, shard["tokens"])
         self._checked: set[int] = set()  # long documents
         self._shard_ids = functools.lru_cache(MAX_OPEN_SHARDS)(self._map_shard)
-        for number in np.unique(np.linspace(0, self.num_documents - 1, _SAMPLED_DOCUMENTS).astype(np.int64)).tolist():
-            if number >= 0:
-                self.document(number)
+        sampled = np.linspace(0, self.num_documents - 1, min(_SAMPLED_DOCUMENTS, self.num_documents))
+        for number in np.unique(sampled.astype(np.int64)).tolist():
+            self.document(number)
 
     def _check_ends(self) -> None:
         """Raise StoreError unless no document is empty and each shard ends with a document."""
@@ -295,12 +315,51 @@ class Split:
                 f"{self.num_tokens:,}, with one at the end of each .ds file; prepare it again"
             )
 
+    @functools.cached_property
+    def token_files(self) -> list[Ids]:
+        """The ids of all .ds files, one array each. Raises StoreError if there are too many to have
+        open at once."""
+        if len(self._shards) > MAX_MAPPED_FILES:
+            raise StoreError(
+                f"cannot map {self._directory}: expected at most {MAX_MAPPED_FILES} .ds files, found "
+                f"{len(self._shards):,}; join them with datatrove's merger"
+            )
+        return [self._map_shard(place) for place in range(len(self._shards))]
+
+    def document_of(self, token: int) -> tuple[int, int]:
+        """The number of the document that holds a token of the split, and its first token."""
+        number = int(np.searchsorted(self._ends, np.uint64(token), side="right"))
+        return number, int(self._ends[number - 1]) if number else 0
+
+    def origin(self, number: int) -> Origin | None:
+        """Where a document comes from; None if the store does not know. Raises StoreError."""
+        if self._origins is None:
+            return None
+        place = bisect.bisect_right(self._first_of_files, number) - 1
+        return Origin(self._origins["files"][place]["name"], int(self._positions[number]))
+
+    @functools.cached_property
+    def _first_of_files(self) -> list[int]:
+        assert self._origins is not None
+        return list(itertools.accumulate((each["documents"] for each in self._origins["files"]), initial=0))
+
+    @functools.cached_property
+    def _positions(self) -> npt.NDArray[Any]:
+        assert self._origins is not None
+        path = self._directory / "documents.position"
+        return _map_checked(path, "<u8", self.num_documents, self._origins["positions_crc32"])
+
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of every document, EOS included. [documents]"""
         lengths = self._ends.astype(np.int64)
         lengths[1:] -= lengths[:-1].copy()
         return lengths
+
+    @property
+    def checksums(self) -> npt.NDArray[np.uint32]:
+        """The CRC-32 of every document's ids. [documents]"""
+        return self._checksums
 
     def document(self, number: int) -> Ids:
         """The ids of a document, EOS included, as a read-only view. [tokens]
@@ -422,6 +481,18 @@ def _check_info(info: Any) -> None:
         counted = [split["text_bytes"], *(part[key] for part in parts for key in ("documents", "tokens"))]
         if not all(_is_count(value) for value in counted):
             raise ValueError(f"a count of {name} is not a whole number of 0 or more")
+        if "origins" in split:
+            _check_origins(name, split["origins"], split["documents"])
+
+
+def _check_origins(name: str, origins: Any, num_documents: int) -> None:
+    if not _is_crc(origins["positions_crc32"]):
+        raise ValueError(f"a checksum of {name} is not 8 hexadecimal digits")
+    files = origins["files"]
+    if not all(isinstance(each["name"], str) and _is_count(each["documents"]) for each in files):
+        raise ValueError(f"the origins of {name} are not names and counts")
+    if sum(each["documents"] for each in files) != num_documents:
+        raise ValueError(f"the origins of {name} are not those of {num_documents:,} documents")
 
 
 def _is_crc(value: Any) -> bool:

@@ -18,11 +18,21 @@ from llamita.engine.scheduler import Event, Request, Scheduler, SchedulerStats
 from llamita.engine.session import Session
 from llamita.engine.tensor_codec import dequantize, quantize, tensor_types
 from llamita.engine.text import Message, TextSegment
+from llamita.engine.text_index import (
+    MAX_QUERY_BYTES,
+    Found,
+    IndexArrays,
+    IndexedText,
+    TextIndex,
+    build_text_index,
+    num_entries,
+)
 from llamita.engine.tokenizer import DocumentTokenizer
 
 __all__ = [
     "EMBEDDING_SEQUENCES",
     "KV_TYPES",
+    "MAX_QUERY_BYTES",
     "PACKAGED_MODEL",
     "SPECULATIONS",
     "Adapter",
@@ -32,10 +42,13 @@ __all__ = [
     "BpeUnit",
     "DocumentTokenizer",
     "Event",
+    "Found",
     "Generation",
     "Grammar",
     "GrammarState",
     "Ids",
+    "IndexArrays",
+    "IndexedText",
     "Message",
     "Model",
     "ModelInfo",
@@ -44,7 +57,9 @@ __all__ = [
     "Scheduler",
     "SchedulerStats",
     "Session",
+    "TextIndex",
     "TextSegment",
+    "build_text_index",
     "dequantize",
     "embed_ids",
     "encode_prompt",
@@ -52,6 +67,7 @@ __all__ = [
     "kernels",
     "load",
     "load_prompt_cache",
+    "num_entries",
     "quantize",
     "save_prompt_cache",
     "tensor_types",

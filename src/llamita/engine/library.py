@@ -277,6 +277,23 @@ class PreTokenizerStruct(ctypes.Structure):
     ]
 
 
+class IndexedTextStruct(ctypes.Structure):
+    _fields_ = [
+        ("ids", ctypes.c_void_p),
+        ("num_tokens", ctypes.c_void_p),
+        ("num_parts", ctypes.c_size_t),
+        ("id_bytes", ctypes.c_int32),
+        ("vocab_size", ctypes.c_int32),
+        ("eos_id", ctypes.c_int32),
+        ("token_bytes", ctypes.c_char_p),
+        ("token_ends", ctypes.c_void_p),
+    ]
+
+
+class TextPlaceStruct(ctypes.Structure):
+    _fields_ = [("token", ctypes.c_uint64), ("offset", ctypes.c_uint32)]
+
+
 class GgufKeyStruct(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_char_p) for name in ("name", "kind", "use")),
@@ -419,6 +436,27 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         [
             *(ctypes.c_char_p, floats_pointer, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_size_t),
             *(ctypes.POINTER(ctypes.c_double), _error),
+        ],
+    ),
+    "text_index_measure": (ctypes.c_int, [ctypes.POINTER(IndexedTextStruct), ctypes.POINTER(ctypes.c_uint64), _error]),
+    "text_index_build": (
+        ctypes.c_int,
+        [ctypes.POINTER(IndexedTextStruct), ctypes.c_uint64, *3 * (ctypes.c_void_p,), _error],
+    ),
+    "text_index_open": (
+        ctypes.c_int,
+        [ctypes.POINTER(IndexedTextStruct), ctypes.c_uint64, *3 * (ctypes.c_void_p,), _handle_out, _error],
+    ),
+    "text_index_close": (None, [_pointer]),
+    "text_index_match": (
+        ctypes.c_int,
+        [_pointer, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p, _error],
+    ),
+    "text_index_find": (
+        ctypes.c_int,
+        [
+            *(_pointer, ctypes.c_char_p, ctypes.c_size_t, ctypes.POINTER(TextPlaceStruct), ctypes.c_size_t),
+            *(ctypes.POINTER(ctypes.c_uint64), ctypes.POINTER(ctypes.c_bool), _error),
         ],
     ),
     "pre_tokenizer": (ctypes.c_bool, [ctypes.c_size_t, ctypes.POINTER(PreTokenizerStruct)]),

@@ -2,10 +2,8 @@
 documents.
 
 There are few texts (samples, or held-out documents for comparison) and many documents. Documents
-stay on disk and are read once, some millions of ids at a time. A run of length L + 1 can only start
-where a run of length L starts, so each length is searched only where the previous one was found,
-with 64-bit rolling hashes (Karp and Rabin, 1987). A false match is as unlikely as a collision of
-these hashes.
+stay on disk and are read once, some millions of ids at a time; an index of these, the one of
+`llamita index` with the ids as its text, finds the texts' runs.
 """
 
 from __future__ import annotations
@@ -19,20 +17,19 @@ import numpy as np
 import numpy.typing as npt
 
 from llamita.data.batches import Documents
+from llamita.engine import IndexedText, TextIndex, build_text_index
 from llamita.eval.sample_metrics import ALONE
 
-CHUNK_IDS = 1 << 21  # ids of documents that are searched at a time: about 100 MB of memory
+CHUNK_IDS = 1 << 22  # ids of documents that are searched at a time: about 100 MB of memory
 RATIO = 2.0  # from this ratio to held-out text on, samples count as memorized
 MIN_TOKENS = 12  # shorter overlaps are common phrases; characters where words have no spaces
 
 Text: TypeAlias = "bytes | Sequence[int] | npt.NDArray[Any]"
-Words: TypeAlias = npt.NDArray[np.uint64]
 Places: TypeAlias = npt.NDArray[np.int64]
 
 _ALONE = re.compile(f"[{ALONE}]")
-_BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
-_SYMBOL_SEED = 20261124
-_SEPARATOR = 0  # precedes each document; ids are shifted by one
+_CODE_BYTES = 4  # of an id in an index: a block
+_DIGITS = 255  # the values of a byte of a code: an index has 0xFF for itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,11 +151,11 @@ def longest_matches(
     max_tokens: read about this many tokens at most, of documents spread evenly over all.
     chunk_ids: how many are in memory at once (or one document).
     """
-    search = _Search([_as_ids(text) for text in texts])
-    if search.num_texts:
-        for ids, numbers, starts in _chunks(documents, chunk_ids, max_tokens):
-            search.read(ids, numbers, starts)
-    return search.matches()
+    search = _Search([_as_ids(text).astype(np.int64) for text in texts])
+    if texts:
+        for ids, numbers, ends in _chunks(documents, chunk_ids, max_tokens):
+            search.read(ids, numbers, ends)
+    return search.found
 
 
 def beginnings(documents: Documents, lengths: Sequence[int]) -> Iterator[npt.NDArray[Any]]:
@@ -204,8 +201,8 @@ def _longest(
 def _chunks(
     documents: Documents, chunk_ids: int, max_tokens: int | None
 ) -> Iterator[tuple[npt.NDArray[np.int64], Places, Places]]:
-    """Documents one after another, each with the separator before it and its ids one higher: (ids,
-    the numbers of the documents in it, where each one's own ids start)."""
+    """Documents one after another, a -1 after each: (ids, the numbers of the documents in it, where
+    each one's -1 is)."""
     numbers = np.arange(documents.num_documents)
     if max_tokens is not None and documents.num_tokens > max_tokens:
         count = max(1, documents.num_documents * max_tokens // documents.num_tokens)
@@ -215,109 +212,46 @@ def _chunks(
     while first < numbers.size:
         ends = sizes[first:].cumsum()
         last = first + max(1, int(np.searchsorted(ends, chunk_ids, side="right")))
-        ids = np.full(int(ends[last - first - 1]), _SEPARATOR, dtype=np.int64)
-        starts = ends[: last - first] - sizes[first:last] + 1
-        for number, start in zip(numbers[first:last].tolist(), starts.tolist(), strict=True):
+        ends = ends[: last - first] - 1
+        ids = np.full(int(ends[-1]) + 1, -1, dtype=np.int64)
+        for number, end in zip(numbers[first:last].tolist(), ends.tolist(), strict=True):
             document = documents.document(number)
-            np.add(document, 1, out=ids[start : start + len(document)], dtype=np.int64, casting="unsafe")
-        yield ids, numbers[first:last], starts
+            ids[end - len(document) : end] = document
+        yield ids, numbers[first:last], ends
         first = last
-
-
-class _Windows:
-    """The hash of any window of ids: Σ symbol[id] · base^i, i from the window's start, modulo
-    2^64."""
-
-    def __init__(self, ids: npt.NDArray[np.int64], symbols: Words) -> None:
-        powers = _powers(_BASE, ids.size)
-        self._sums = np.zeros(ids.size + 1, dtype=np.uint64)
-        np.cumsum(symbols[np.minimum(ids, symbols.size - 1)] * powers, out=self._sums[1:])
-        self._inverse = _powers(pow(_BASE, -1, 1 << 64), ids.size)
-
-    def at(self, starts: Places, length: int) -> Words:
-        """The hashes of the windows of this length at these starts."""
-        return np.asarray((self._sums[starts + length] - self._sums[starts]) * self._inverse[starts])
-
-    def all(self, length: int) -> Words:
-        """The hashes of the windows of this length at every start that has room for it."""
-        count = self._sums.size - length
-        return np.asarray((self._sums[length:] - self._sums[:count]) * self._inverse[:count])
-
-
-def _powers(base: int, count: int) -> Words:
-    """base^0 … base^(count - 1) modulo 2^64."""
-    powers = np.full(count, base, dtype=np.uint64)
-    powers[:1] = 1
-    return np.multiply.accumulate(powers)
 
 
 class _Search:
     """What has been found so far for each text; `read` looks at more documents."""
 
-    def __init__(self, texts: Sequence[npt.NDArray[Any]]) -> None:
-        self.num_texts = len(texts)
-        self._sizes = np.array([len(text) for text in texts], dtype=np.int64)
-        self._ends = self._sizes.cumsum()  # of each text, in all of them one after another
-        self._text = np.repeat(np.arange(len(texts)), self._sizes)  # of each position
-        ids = np.concatenate([np.zeros(0, np.int64), *texts]).astype(np.int64) + 1
-        assert ids.size == 0 or ids.min() > 0, "ids are 0 or more"
-        # One number for each id that texts have, and one for all others, which match nothing.
-        self._symbols = np.random.default_rng(_SYMBOL_SEED).integers(
-            0, 1 << 64, size=int(ids.max(initial=0)) + 2, dtype=np.uint64
-        )
-        self._windows = _Windows(ids, self._symbols)
-        self._found = [Match() for _ in texts]
-        self._lengths = np.zeros(len(texts), dtype=np.int64)  # of what was found
+    def __init__(self, texts: Sequence[npt.NDArray[np.int64]]) -> None:
+        self.found = [Match() for _ in texts]
+        self._known = np.unique(np.concatenate([np.zeros(0, np.int64), *texts]))
+        count = self._known.size + 2  # and any other id, and the end of a document
+        codes = [np.arange(count) // _DIGITS**digit % _DIGITS for digit in reversed(range(_CODE_BYTES))]
+        self._codes = [code.tobytes() for code in np.stack(codes, axis=1).astype(np.uint8)]
+        self._queries = [b"".join(self._codes[i] for i in np.searchsorted(self._known, text)) for text in texts]
 
-    def matches(self) -> list[Match]:
-        return self._found
-
-    def read(self, ids: npt.NDArray[np.int64], numbers: Places, starts: Places) -> None:
+    def read(self, ids: npt.NDArray[np.int64], numbers: Places, ends: Places) -> None:
         """Look for longer runs than those found, in the documents of one chunk (see `_chunks`)."""
-        unfinished = self._lengths < self._sizes
-        if not unfinished.any():
+        other, end = len(self._codes) - 2, len(self._codes) - 1
+        places = np.full(max(int(ids.max()), int(self._known.max(initial=0))) + 2, other, np.uint32)
+        places[self._known] = np.arange(self._known.size)
+        places[-1] = end  # of id -1
+        text = IndexedText([places[ids]], self._codes, end)
+        with TextIndex(text, build_text_index(text)) as index:
+            for number, query in enumerate(self._queries):
+                if _CODE_BYTES * self.found[number].length < len(query):
+                    lengths = index.match(query, _CODE_BYTES) // _CODE_BYTES
+                    start = int(lengths.argmax())
+                    self._note(index, number, start, int(lengths[start]), numbers, ends)
+
+    def _note(self, index: TextIndex, number: int, start: int, length: int, numbers: Places, ends: Places) -> None:
+        """A run of this text is in the chunk."""
+        if length <= self.found[number].length:
             return
-        windows = _Windows(ids, self._symbols)
-        length = int(self._lengths[unfinished].min()) + 1
-        positions = np.arange(self._text.size)  # where in the texts a run may begin
-        places: Places | None = None  # where in the chunk it may; None: anywhere
-        while True:
-            positions = positions[positions + length <= self._ends[self._text[positions]]]
-            if places is not None:
-                places = places[places + length <= ids.size]
-            if not positions.size or length > ids.size:
-                return
-            wanted = self._windows.at(positions, length)
-            places, hashes = _among(windows, places, length, wanted)
-            ordered = np.argsort(hashes, kind="stable")
-            hashes, by_hash = hashes[ordered], places[ordered]
-            nearest = np.searchsorted(hashes, wanted)
-            there = nearest < hashes.size
-            there[there] = hashes[nearest[there]] == wanted[there]
-            positions, nearest = positions[there], nearest[there]
-            self._note(length, positions, by_hash[nearest], numbers, starts)
-            length += 1
-
-    def _note(self, length: int, positions: Places, places: Places, numbers: Places, starts: Places) -> None:
-        """Runs of this length begin at these positions of the texts and places of the chunk."""
-        texts, first = np.unique(self._text[positions], return_index=True)
-        longer = self._lengths[texts] < length
-        for text, index in zip(texts[longer].tolist(), first[longer].tolist(), strict=True):
-            place = int(places[index])
-            row = int(np.searchsorted(starts, place, side="right")) - 1
-            begin = int(self._ends[text - 1]) if text else 0
-            start = int(positions[index]) - begin
-            self._found[text] = Match(length, start, int(numbers[row]), place - int(starts[row]))
-            self._lengths[text] = length
-
-
-def _among(windows: _Windows, places: Places | None, length: int, wanted: Words) -> tuple[Places, Words]:
-    """The places (None: all) whose windows of this length have a wanted hash, and these hashes."""
-    hashes = windows.all(length) if places is None else windows.at(places, length)
-    bits = min(22, max(10, int(wanted.size).bit_length() + 4))
-    shift = np.uint64(64 - bits)
-    table = np.zeros(1 << bits, dtype=bool)
-    table[wanted >> shift] = True
-    maybe = np.flatnonzero(table[hashes >> shift])  # few are left for the exact question
-    maybe = maybe[np.isin(hashes[maybe], wanted)]
-    return (maybe if places is None else places[maybe]), hashes[maybe]
+        run = self._queries[number][_CODE_BYTES * start : _CODE_BYTES * (start + length)]
+        ((place, _),) = index.find(run, 1).places
+        row = int(np.searchsorted(ends, place))
+        first = int(ends[row - 1]) + 1 if row else 0
+        self.found[number] = Match(length, start, int(numbers[row]), place - first)

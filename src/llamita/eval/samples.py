@@ -27,7 +27,7 @@ MAX_SHOWN_CHARACTERS = 200  # of the longest copy
 LOAD_SECONDS = 0.5
 TOKEN_SECONDS = 2e-4  # sampling one token, independent of model size
 WEIGHTS_PER_SECOND = 7.5e9  # one token takes 2 operations per weight
-SEARCHED_TOKENS_PER_SECOND = 1.5e6
+SEARCHED_TOKENS_PER_SECOND = 3e6
 
 
 @dataclasses.dataclass(frozen=True)

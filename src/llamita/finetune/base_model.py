@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from llamita.checkpoint import copy_tokenizer, load_config, open_tensors, resolve_checkpoint
 from llamita.errors import ChatError, CheckpointError, ConfigError, FormatError, SourceError, TokenizerError
+from llamita.finetune.linear_4bit import Linear4bit
+from llamita.finetune.lora import lora_specs, replace_layer
 from llamita.finetune.rendering import default_template
 from llamita.formats import tensor_table
 from llamita.formats.safetensors_io import checked
@@ -145,11 +147,16 @@ class BaseModel:
 
     # ---------------------------------------------------------------- the network
 
-    def build(self, dropout: float, device: torch.device, frozen: torch.dtype = torch.float32) -> Llama:
+    def build(
+        self, dropout: float, device: torch.device, frozen: torch.dtype = torch.float32, *, in_4bit: bool = False
+    ) -> Llama:
         """A network on the device with uninitialized weights: float32, but the decoder's matrices
-        in the type `frozen`."""
+        in the type `frozen`, or in four bits once they are filled and computed in that type."""
         with torch.device("meta"):
             model = Llama(self.config, dropout)
+        if in_4bit:
+            for name, _ in lora_specs(self.config):
+                replace_layer(model, name, lambda linear: Linear4bit(linear, device, frozen))
         for module in model.modules():
             dtype = frozen if isinstance(module, nn.Linear) and module is not getattr(model, "lm_head", None) else None
             for name, weight in module.named_parameters(recurse=False):

@@ -9,8 +9,10 @@ from typing import Any
 from llamita.config import FinetuneConfig, ModelConfig
 from llamita.errors import ConfigError
 from llamita.finetune.base_model import BaseModel
+from llamita.finetune.linear_4bit import WEIGHT_BYTES
+from llamita.finetune.lora import LINEAR_LAYERS, lora_specs
 from llamita.training.defaults import TOKENS_PER_PASS, default_dtype
-from llamita.training.distributed import Ranks
+from llamita.training.distributed import Ranks, compute_type
 from llamita.training.memory import free_bytes, scores_per_token, token_bytes, tokens_that_fit
 from llamita.training.optimizer import beta2_for
 
@@ -39,13 +41,26 @@ def fitting_tokens(free: float, base: ModelConfig, config: FinetuneConfig, store
 
     stored_scores: see token_bytes.
     """
-    number_bytes = 4 if config.dtype == "float32" else 2
+    number_bytes = compute_type(config.dtype).itemsize
     bytes_per_token = token_bytes(
         base.num_hidden_layers, base.hidden_size, base.intermediate_size, number_bytes=number_bytes,
         activation_checkpointing=config.activation_checkpointing,
         stored_scores=stored_scores,
     )  # fmt: skip
-    return tokens_that_fit(free, base.num_parameters, number_bytes if config.lora else 16, bytes_per_token)
+    trained = base.num_parameters
+    if config.lora:
+        free -= frozen_bytes(base, number_bytes, in_4bit=config.load_in_4bit)
+        specs = lora_specs(base, LINEAR_LAYERS if config.targets is None else config.targets)
+        trained = sum((config.rank or DEFAULT_RANK) * sum(spec.shape) for _, spec in specs)
+    return tokens_that_fit(free, trained, 16, bytes_per_token)
+
+
+def frozen_bytes(base: ModelConfig, number_bytes: int, *, in_4bit: bool) -> int:
+    """Bytes of a frozen network: the decoder's matrices with number_bytes a weight or in 4 bits, the
+    rest in float32."""
+    matrices = sum(math.prod(spec.shape) for _, spec in lora_specs(base))
+    matrix_bytes = WEIGHT_BYTES if in_4bit else number_bytes
+    return math.ceil(matrix_bytes * matrices) + 4 * (base.num_parameters - matrices)
 
 
 def fill_defaults(

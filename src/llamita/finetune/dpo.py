@@ -31,10 +31,9 @@ from llamita.finetune.dpo_evaluate import (
     score_pairs,
 )
 from llamita.finetune.dpo_loss import DpoLoss
-from llamita.finetune.evaluate import split_progress
 from llamita.finetune.finetune_task import FinetuneTask
 from llamita.finetune.packing import count_rows
-from llamita.progress import Progress, no_progress
+from llamita.progress import Progress, no_progress, split_progress
 from llamita.training.distributed import Ranks
 from llamita.training.task import Evaluation
 
@@ -87,7 +86,7 @@ class DpoTask(FinetuneTask):
         return [
             *self.dataset.counts.describe(),
             f"rows: {self.num_rows:,} of {self.context} tokens an epoch for the chosen answers, and as many for the "
-            "rejected ones",
+            f"rejected ones{self._describe_attention()}",
             f"held out: {self.val.num_documents:,} pairs",
             *(f"held out, {line}" for line in self.dataset.val_counts.describe_unused()),
         ]

@@ -42,6 +42,7 @@ from llamita.finetune.conversations import (
 )
 from llamita.finetune.dataset import Dataset, open_dataset
 from llamita.finetune.evaluate import MAX_ASKED
+from llamita.finetune.packing import document_starts
 from llamita.finetune.rendering import Example, RenderCounts, Renderer
 
 ANSWERS: Final = ("chosen", "rejected")
@@ -297,7 +298,7 @@ class DpoBatch(NamedTuple):
     of the pairs whose rejected ones are in row b + B/2. segments: the pair that a position belongs
     to, P for padding; attention must stay within each. reference: float64 [2, P], the
     log-probability of each chosen and rejected answer under the reference. num_targets: pairs, over
-    all processes. positions: see PackedBatch."""
+    all processes. positions, cu_seqlens: see PackedBatch."""
 
     inputs: npt.NDArray[np.int64]
     targets: npt.NDArray[np.int64]
@@ -305,6 +306,7 @@ class DpoBatch(NamedTuple):
     segments: npt.NDArray[np.int64]
     reference: npt.NDArray[np.float64]
     positions: npt.NDArray[np.int64]
+    cu_seqlens: npt.NDArray[np.int32]
 
 
 class Pairs:
@@ -348,8 +350,8 @@ class Pairs:
                 start += piece.length
                 number += 1
         reference = np.zeros((2, number)) if self.reference is None else self.reference[:, documents]
-        positions = np.flatnonzero(targets != IGNORED)
-        return DpoBatch(inputs, targets, num_targets, segments, np.ascontiguousarray(reference), positions)
+        reference, positions = np.ascontiguousarray(reference), np.flatnonzero(targets != IGNORED)
+        return DpoBatch(inputs, targets, num_targets, segments, reference, positions, document_starts(segments))
 
 
 class DpoBatches(RowStream):

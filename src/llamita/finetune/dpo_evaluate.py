@@ -68,10 +68,13 @@ def answer_log_probabilities(
             if index % world_size == rank:
                 documents = torch.tensor([piece.document for row in part for piece in row], device=device)
                 batch = pairs.batch(part, context, len(documents))
-                inputs, targets, segments = (
-                    torch.from_numpy(array).to(device) for array in (batch.inputs, batch.targets, batch.segments)
+                inputs, targets, segments, positions, cu_seqlens = (
+                    torch.from_numpy(array).to(device)
+                    for array in (batch.inputs, batch.targets, batch.segments, batch.positions, batch.cu_seqlens)
                 )
-                found[:, documents] = loss.log_probabilities(inputs, targets, segments, len(documents))[0]
+                found[:, documents] = loss.log_probabilities(
+                    inputs, targets, segments, len(documents), positions, cu_seqlens
+                )[0]
             progress("evaluating", min(start + size, len(rows)), len(rows))
     finally:
         loss.train(was_training)

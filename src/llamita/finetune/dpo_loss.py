@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from llamita.model.device import accumulator_type
 from llamita.model.llama import Llama
-from llamita.training.loss import packed_mask, target_positions, tokens_per_chunk
+from llamita.training.loss import packed_attention, target_positions, tokens_per_chunk
 
 PreferenceKind = Literal["dpo", "ipo"]
 
@@ -130,18 +130,26 @@ class DpoLoss(nn.Module):
         segments: Tensor,
         reference: Tensor,
         positions: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> Tensor:
-        """positions: see target_positions."""
-        found, num_tokens = self.log_probabilities(inputs, targets, segments, reference.shape[1], positions)
+        """positions: see target_positions. cu_seqlens: see PackedBatch."""
+        found, num_tokens = self.log_probabilities(inputs, targets, segments, reference.shape[1], positions, cu_seqlens)
         losses = preference_losses(found - reference, num_tokens, self.kind, self.beta, self.label_smoothing)
         return losses.sum()
 
     def log_probabilities(
-        self, inputs: Tensor, targets: Tensor, segments: Tensor, num_pairs: int, positions: Tensor | None = None
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        segments: Tensor,
+        num_pairs: int,
+        positions: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """[2, P]: log-probabilities of the chosen and the rejected answers, and their
         numbers of tokens."""
-        hidden = self.model.hidden_states(inputs, mask=packed_mask(segments), compute=self.compute)
+        mask = packed_attention(self.model, self.compute, segments, cu_seqlens)
+        hidden = self.model.hidden_states(inputs, mask=mask, compute=self.compute)
         positions = target_positions(targets, positions)
         is_second = torch.arange(len(inputs), device=inputs.device) >= len(inputs) // 2
         answer = (segments + num_pairs * is_second[:, None]).flatten()[positions]  # [N]

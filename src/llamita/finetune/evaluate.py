@@ -32,15 +32,6 @@ SAMPLE_TOKENS = 96
 Ids = npt.NDArray[np.int64]
 
 
-def split_progress(progress: Progress, costs: Sequence[int]) -> list[Progress]:
-    """A callback for each of several consecutive phases of a stage, which is as long as all costs."""
-
-    def phase(start: int, cost: int) -> Progress:
-        return lambda stage, done, total: progress(stage, start + round(done * cost / total), sum(costs))
-
-    return [phase(*each) for each in zip(itertools.accumulate(costs, initial=0), costs, strict=False)]
-
-
 # ---------------------------------------------------------------- loss
 
 

@@ -27,7 +27,8 @@ from llamita.eval.scoring import EncodedTexts
 from llamita.finetune.adapter import load_adapter, resolve_adapter, save_adapter
 from llamita.finetune.base_model import BaseModel
 from llamita.finetune.dataset import digest_ids, open_general_text
-from llamita.finetune.evaluate import SAMPLE_TOKENS, Question, generate_answer, split_progress
+from llamita.finetune.defaults import frozen_bytes
+from llamita.finetune.evaluate import SAMPLE_TOKENS, Question, generate_answer
 from llamita.finetune.lora import (
     LINEAR_LAYERS,
     LoraConfig,
@@ -38,11 +39,11 @@ from llamita.finetune.lora import (
     lora_layers,
 )
 from llamita.model_card import ModelCard
-from llamita.progress import Progress, no_progress
+from llamita.progress import Progress, no_progress, split_progress
 from llamita.training.distillation import DistillationLoss, distillation_loss
 from llamita.training.distributed import Ranks, compute_type
 from llamita.training.flops import flops_per_token
-from llamita.training.loss import SummedLoss
+from llamita.training.loss import SummedLoss, uses_varlen
 from llamita.training.task import Evaluation, Task
 
 LORA_FLOPS = 4 / 6  # of a full step's: frozen weights need no gradients
@@ -72,7 +73,7 @@ class FinetuneTask(Task):
             assert config.rank is not None
             layers = LINEAR_LAYERS if config.targets is None else tuple(config.targets)
             self.lora = LoraConfig(config.rank, config.alpha, config.dropout, config.rslora, layers)
-            self.model = base.build(0.0, ranks.device, self.compute)
+            self.model = base.build(0.0, ranks.device, self.compute, in_4bit=config.load_in_4bit)
             base.fill(self.model)
             add_lora(self.model, self.lora)
         else:
@@ -108,12 +109,24 @@ class FinetuneTask(Task):
                 f"{format_count(trained)} LoRA weights are trained (rank {self.lora.rank}, scale {self.lora.scale:g}, "
             )
             what += f"{len(self.lora.layers)} of {len(LINEAR_LAYERS)} linear layers)"
+        in_4bit: list[str] = []
+        if self.config.load_in_4bit:
+            num_bytes = frozen_bytes(shape, self.compute.itemsize, in_4bit=True)
+            in_4bit = [f"frozen weights: {num_bytes / 1e6:,.0f} MB, the layers' matrices in 4 bits (NF4)"]
         return [
             f"base: {self.base.directory}: {format_count(shape.num_parameters)} weights, {shape.num_hidden_layers} "
             f"layers of {shape.hidden_size}, vocabulary {shape.vocab_size}; {what}",
+            *in_4bit,
             *self.teacher_lines,
             *self._describe_data(),
         ]
+
+    def _describe_attention(self) -> str:
+        """How conversations in a row are kept apart, where that is a choice."""
+        if self.ranks.device.type != "cuda":
+            return ""
+        is_packed = uses_varlen(self.model, self.compute, self.ranks.device)
+        return f"; attention: {'varlen_attn' if is_packed else 'scaled_dot_product_attention with a mask'}"
 
     @abstractmethod
     def _describe_data(self) -> list[str]:

@@ -13,15 +13,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llamita.config import ModelConfig, check
+from llamita.finetune.linear_4bit import Linear4bit, linear_4bit
 from llamita.formats.tensor_table import TensorSpec, tensor_table
 from llamita.model.llama import Linear, Llama
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -70,13 +74,17 @@ class LoraLinear(nn.Module):
         super().__init__()
         linear.requires_grad_(False)
         self.weight, self.bias = linear.weight, linear.bias
+        self.quant_state = linear.quant_state if isinstance(linear, Linear4bit) else None
         self.scale, self.dropout = scale, dropout
         device = linear.weight.device
         self.lora_A = Linear(linear.in_features, rank, bias=False, device=device, dtype=torch.float32)
         self.lora_B = Linear(rank, linear.out_features, bias=False, device=device, dtype=torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        if self.quant_state is not None:
+            out = linear_4bit(x, self.weight, self.quant_state, self.bias)
+        else:
+            out = F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
         narrow = self.lora_A(F.dropout(x, self.dropout, self.training))  # [..., R]
         rows = out.flatten(0, -2), narrow.flatten(0, -2)
         # one fused operation, without another tensor of the size of `out`
@@ -114,7 +122,7 @@ def add_lora(model: Llama, config: LoraConfig, generator: torch.Generator | None
     initialize_updates."""
     model.requires_grad_(False)
     for name, _ in lora_specs(model.config, config.layers):
-        _replace(model, name, config.rank, config.scale, config.dropout)
+        _add_update(model, name, config.rank, config.scale, config.dropout)
     initialize_updates(model, generator)
     return model
 
@@ -123,7 +131,7 @@ def add_lora(model: Llama, config: LoraConfig, generator: torch.Generator | None
 def initialize_updates(model: Llama, generator: torch.Generator | None = None) -> None:
     """A uniform in ±1/√in (Kaiming with a = √5, as in PEFT), drawn on the CPU; B zero."""
     for name, layer in lora_layers(model):
-        bound = 1 / math.sqrt(layer.weight.shape[1])
+        bound = 1 / math.sqrt(layer.lora_A.in_features)
         a = torch.empty(layer.lora_A.weight.shape).uniform_(-bound, bound, generator=generator)
         load_update(model, name, a, torch.zeros(layer.lora_B.weight.shape))
 
@@ -137,7 +145,7 @@ def attach_updates(model: Llama, updates: Mapping[str, LoraUpdate], dropout: flo
     """Freeze the network in place and add these updates to the named linear layers."""
     model.requires_grad_(False)
     for name, update in updates.items():
-        layer = _replace(model, name, update.rank, update.scale, dropout)
+        layer = _add_update(model, name, update.rank, update.scale, dropout)
         with torch.no_grad():
             layer.lora_A.weight.copy_(update.a)
             layer.lora_B.weight.copy_(update.b)
@@ -159,11 +167,16 @@ def updates_of(model: nn.Module) -> dict[str, LoraUpdate]:
     }
 
 
-def _replace(model: Llama, name: str, rank: int, scale: float, dropout: float) -> LoraLinear:
+def _add_update(model: Llama, name: str, rank: int, scale: float, dropout: float) -> LoraLinear:
+    return replace_layer(model, name, lambda linear: LoraLinear(linear, rank, scale, dropout))
+
+
+def replace_layer(model: Llama, name: str, make: Callable[[nn.Linear], Layer]) -> Layer:
+    """Put make(layer) in the place of a linear layer, and return it."""
     parent, _, last = name.rpartition(".")
     linear = model.get_submodule(name)
     assert isinstance(linear, nn.Linear), f"{name} has an update already"
-    layer = LoraLinear(linear, rank, scale, dropout)
+    layer = make(linear)
     layer.train(linear.training)
     setattr(model.get_submodule(parent), last, layer)
     return layer

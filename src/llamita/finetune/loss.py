@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from llamita.model.llama import Llama
-from llamita.training.loss import packed_mask, summed_cross_entropy, target_positions
+from llamita.training.loss import packed_attention, summed_cross_entropy, target_positions
 
 
 class ConversationLoss(nn.Module):
@@ -14,7 +14,7 @@ class ConversationLoss(nn.Module):
 
     Conversations in a row do not attend to one another. Without segments each row is one
     conversation. Logits are computed at the targets only. positions: see `target_positions`.
-    compute: the type to compute in.
+    cu_seqlens: see PackedBatch. compute: the type to compute in.
     """
 
     def __init__(self, model: Llama, compute: torch.dtype = torch.float32) -> None:
@@ -22,9 +22,14 @@ class ConversationLoss(nn.Module):
         self.model, self.compute = model, compute
 
     def forward(
-        self, inputs: Tensor, targets: Tensor, segments: Tensor | None = None, positions: Tensor | None = None
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        segments: Tensor | None = None,
+        positions: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> Tensor:
-        mask = None if segments is None else packed_mask(segments)
+        mask = None if segments is None else packed_attention(self.model, self.compute, segments, cu_seqlens)
         hidden = self.model.hidden_states(inputs, mask=mask, compute=self.compute)
         positions = target_positions(targets, positions)
         return summed_cross_entropy(

@@ -21,13 +21,22 @@ def count_rows(documents: Documents, context: int) -> int:
 class PackedBatch(NamedTuple):
     """A data.batches.Batch with segments: int64 [B, T], the number of the conversation in its row
     that a position belongs to. Attention must stay within each. positions: of the targets that
-    count, in the flattened batch."""
+    count, in the flattened batch. cu_seqlens: int32, see document_starts."""
 
     inputs: npt.NDArray[np.int64]
     targets: npt.NDArray[np.int64]
     num_targets: int
     segments: npt.NDArray[np.int64]
     positions: npt.NDArray[np.int64]
+    cu_seqlens: npt.NDArray[np.int32]
+
+
+def document_starts(segments: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    """Where the documents of segments [B, T] begin in the flattened rows, then B T: what flash
+    attention calls cu_seqlens. Padding counts as a document."""
+    begins = np.ones(segments.shape, dtype=bool)
+    np.not_equal(segments[:, 1:], segments[:, :-1], out=begins[:, 1:])
+    return np.append(np.flatnonzero(begins), segments.size).astype(np.int32)
 
 
 class Examples:
@@ -85,4 +94,5 @@ class ConversationBatches(RowStream):
                 segments[b, start:end] = number
                 segments[b, end:] = number + 1  # padding, unless another conversation follows
                 start = end
-        return PackedBatch(inputs, targets, num_targets, segments, np.flatnonzero(targets != IGNORED))
+        positions = np.flatnonzero(targets != IGNORED)
+        return PackedBatch(inputs, targets, num_targets, segments, positions, document_starts(segments))

@@ -10,6 +10,7 @@ from llamita.finetune.dataset import is_text, open_sft_dataset
 from llamita.finetune.dpo import DpoTask
 from llamita.finetune.dpo_data import open_dpo_dataset
 from llamita.finetune.finetune_task import FinetuneTask
+from llamita.finetune.linear_4bit import check_4bit
 from llamita.finetune.preview import preview_examples
 from llamita.finetune.sft import SftTask, TextTask
 from llamita.training.distributed import Ranks, named_device
@@ -29,6 +30,8 @@ def finetune(config: FinetuneConfig, *, started: float | None = None) -> TrainRe
 
 def open_task(config: FinetuneConfig, ranks: Ranks) -> FinetuneTask:
     """The task for the configuration and its kind of data."""
+    if config.load_in_4bit:
+        check_4bit(ranks.device)
     if config.preference is not None:
         return DpoTask(config, ranks)
     return TextTask(config, ranks) if is_text(config.data) else SftTask(config, ranks)

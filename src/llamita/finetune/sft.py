@@ -21,13 +21,12 @@ from llamita.finetune.evaluate import (
     MAX_GRADED,
     SHORT_TOKENS,
     count_matches,
-    split_progress,
     target_nats,
 )
 from llamita.finetune.finetune_task import FinetuneTask
 from llamita.finetune.loss import ConversationLoss
 from llamita.finetune.packing import ConversationBatches, Examples, count_rows
-from llamita.progress import Progress
+from llamita.progress import Progress, split_progress
 from llamita.training.distributed import Ranks
 from llamita.training.task import Evaluation
 
@@ -78,7 +77,8 @@ class SftTask(FinetuneTask):
         graded = f", {len(self.graded)} with short answers to compare" if self.graded else ""
         return [
             *self.dataset.counts.describe(),
-            f"rows: {self.num_rows:,} of {self.context} tokens an epoch; no conversation is split",
+            f"rows: {self.num_rows:,} of {self.context} tokens an epoch; no conversation is split"
+            f"{self._describe_attention()}",
             f"held out: {len(self.dataset.val):,} conversations{graded}",
             *(f"held out, {line}" for line in self.dataset.val_counts.describe_unused()),
         ]

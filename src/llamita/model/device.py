@@ -14,6 +14,11 @@ class Event(Protocol):
         """Wait until the GPU has reached it."""
 
 
+def gpu_name(device: torch.device) -> str:
+    """The name of a GPU; PyTorch does not know those of Apple's."""
+    return "Apple GPU" if device.type == "mps" else torch.cuda.get_device_name(device)
+
+
 def accumulator_type(device: torch.device) -> torch.dtype:
     """The type for sums over many tokens: float64, which Apple's GPUs lack."""
     return torch.float32 if device.type == "mps" else torch.float64

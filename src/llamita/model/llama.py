@@ -213,7 +213,8 @@ class Llama(nn.Module):
     ) -> Tensor:
         """ids [B, T] → [B, T, D] after the final norm, the input of the classifier.
 
-        mask: bool [B, 1, T, past + T], True where a query may attend to a key; default: causal.
+        mask: bool [B, 1, T, past + T], True where a query may attend to a key; or where documents
+        begin, see sdpa.attend_packed; default: causal.
         compute: the type to compute in; default: that of the embeddings.
         """
         time = ids.shape[1]
@@ -223,7 +224,7 @@ class Llama(nn.Module):
         assert past + time <= self.config.max_position_embeddings, (past, time)
         residual = self.model.embed_tokens(ids)
         residual = self.model.dropout(residual if compute is None else residual.to(compute))
-        if mask is not None and residual.device.type != "cpu":
+        if mask is not None and mask.dtype == torch.bool and residual.device.type != "cpu":
             mask = shared_mask(mask, residual)
         cos, sin = (table.to(residual.dtype) for table in self.rope_rows(past, time))
         for layer in self.model.layers:

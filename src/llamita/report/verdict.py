@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from llamita.commands import command_line, export_commands
+from llamita.report.gains import find_gains
 from llamita.report.history import History, objective, objective_unit
 
 FEW_EPOCHS, MANY_EPOCHS = 0.9, 4.0  # up to four are as good as new text (arXiv 2305.16264)
@@ -57,6 +58,8 @@ def _learning(history: History) -> list[str]:
         advice = "." if is_short else ": more examples or a lower --learning-rate may help."
         return [f"No step improved on the checkpoint it began with ({best:.4f} {unit} on held-out data){advice}"]
     found = [f"On held-out data it went from {values[0]:.4f} to {best:.4f} {unit}; lower is better."]
+    if history.config.get("from_") and (gains := find_gains(history.lines)):
+        found = [gains.sentence()]
     if values[-1] > best * (1 + CLEARLY_WORSE):
         found.append(
             f"It overfits: held-out data is best at step {best_step:,.0f} and gets worse after it. The checkpoint best "

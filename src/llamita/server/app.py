@@ -10,7 +10,7 @@ import hmac
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 from starlette.applications import Starlette
@@ -36,8 +36,12 @@ from llamita.server.parameters import flag_field, prompts_of, read_json, text_fi
 from llamita.server.responses import ResponsesRoutes
 from llamita.server.sending import Computing, Generating, error_response, json_response, route_path
 from llamita.server.serving import DEFAULT_LIMITS, ServedModel, ServerLimits, Serving
+from llamita.server.tracing import TraceRoutes
 from llamita.server.watch import watch
 from llamita.server.worker import total_stats
+
+if TYPE_CHECKING:
+    from llamita.data.store_index import StoreIndex
 
 log = logging.getLogger(__name__)
 OPEN_ROUTES: Final = ("/", "/health")  # need no key
@@ -54,10 +58,12 @@ class Server:
         *,
         api_keys: Sequence[str] = (),
         cors_origins: Sequence[str] = (),
+        index: StoreIndex | None = None,
     ) -> None:
         """The first model answers requests that name none. api_keys: one of them is needed; (): no
-        key is."""
+        key is. index: of the documents in which texts are traced."""
         self._served, self._runtime, self._limits = models, runtime, limits
+        self.can_trace = index is not None
         self._serving: dict[str, Serving] = {}
         self._key_digests = [hashlib.sha256(key.encode()).digest() for key in api_keys]
         self._metrics = Metrics(lambda: total_stats([each.worker for each in self._serving.values()]))
@@ -73,6 +79,7 @@ class Server:
             *MessagesRoutes(self).routes,
             *OllamaRoutes(self).routes,
             *ChooseRoutes(self).routes,
+            *TraceRoutes(self, index).routes,
         ]
         middleware = [Middleware(_Guard, server=self)]
         if cors_origins:

@@ -15,6 +15,8 @@ from llamita.server.serving import Serving
 class Host(Protocol):
     """The server."""
 
+    can_trace: bool  # whether it has documents in which texts are traced
+
     @property
     def models(self) -> Mapping[str, Serving]: ...
 

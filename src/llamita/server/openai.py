@@ -69,10 +69,26 @@ class OpenAiRoutes:
         return self._host.compute(work, num_tokens)
 
     async def _models(self, request: Request) -> Response:
-        return json_response({"object": "list", "data": [_model_object(each) for each in self._host.models.values()]})
+        return json_response({"object": "list", "data": [*map(self._model_object, self._host.models.values())]})
 
     async def _model(self, request: Request) -> Response:
-        return json_response(_model_object(self._host.find({"model": request.path_params["name"]})))
+        return json_response(self._model_object(self._host.find({"model": request.path_params["name"]})))
+
+    def _model_object(self, serving: Serving) -> dict[str, Any]:
+        info = serving.model.info
+        defaults = dataclasses.asdict(API_SAMPLING)
+        sampling = {name: value for name, value in vars(serving.sampling).items() if value != defaults[name]}
+        return {
+            "id": serving.name,
+            "object": "model",
+            "created": serving.created,
+            "owned_by": "llamita",
+            "context_length": serving.worker.context_tokens,
+            "num_parameters": info.num_parameters,
+            "chat": serving.model.chat_template is not None,
+            "sampling": sampling,
+            "trace": self._host.can_trace,
+        }
 
 
 class OpenAiAnswer(Answer):
@@ -208,19 +224,3 @@ class OpenAiAnswer(Answer):
 
     def _prompt_text(self, choice: Choice) -> str:
         return self._model.decode(choice.running.request.ids).decode("utf-8", "replace")
-
-
-def _model_object(serving: Serving) -> dict[str, Any]:
-    info = serving.model.info
-    defaults = dataclasses.asdict(API_SAMPLING)
-    sampling = {name: value for name, value in vars(serving.sampling).items() if value != defaults[name]}
-    return {
-        "id": serving.name,
-        "object": "model",
-        "created": serving.created,
-        "owned_by": "llamita",
-        "context_length": serving.worker.context_tokens,
-        "num_parameters": info.num_parameters,
-        "chat": serving.model.chat_template is not None,
-        "sampling": sampling,
-    }

@@ -120,6 +120,10 @@ class Tokenizer:
             at_start = token_id == self.bos_id or (at_start and self._types[token_id] == CONTROL)
         return b"".join(parts)
 
+    def token_bytes(self) -> list[bytes]:
+        """The bytes that each id adds after the start of a text."""
+        return list(self._token_bytes)
+
     def byte_lengths(self) -> list[int]:
         """Bytes that each id adds after the start of a text."""
         return [len(part) for part in self._token_bytes]

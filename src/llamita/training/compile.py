@@ -64,7 +64,7 @@ def resolve_compile(config: TrainConfig, model: Llama, ranks: Ranks, passes: flo
         return config, ""
     before = remembered_run(config.out) if config.resume else None
     if before is not None:
-        return dataclasses.replace(config, compile=before[0]["compile"]), ""
+        return dataclasses.replace(config, compile=before["config"]["compile"]), ""
     off = dataclasses.replace(config, compile="off")
     # a CPU run counted in steps should give the same losses on every machine
     is_counted = config.minutes is None

@@ -25,7 +25,7 @@ from llamita.console import format_count
 from llamita.errors import TrainingError
 from llamita.model.llama import Llama
 from llamita.tokenizer import Tokenizer, load_tokenizer
-from llamita.training.loss import packed_mask, summed_cross_entropy, target_positions, tokens_per_chunk
+from llamita.training.loss import packed_attention, summed_cross_entropy, target_positions, tokens_per_chunk
 
 DEFAULT_ALPHA, DEFAULT_TEMPERATURE = 0.5, 1.0
 
@@ -119,20 +119,29 @@ class DistillationLoss(nn.Module):
         return f"teacher: {weights} weights, {self.alpha:g} of the loss, temperature {self.temperature:g}"
 
     def forward(
-        self, inputs: Tensor, targets: Tensor, segments: Tensor | None = None, positions: Tensor | None = None
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        segments: Tensor | None = None,
+        positions: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
     ) -> Tensor:
-        """segments: see packed_mask; without them attention is causal over the whole row. positions:
-        see target_positions."""
-        mask = None if segments is None else packed_mask(segments)
+        """segments, cu_seqlens: see packed_attention; without them attention is causal over the whole
+        row. positions: see target_positions."""
+
+        def mask_for(model: Llama) -> Tensor | None:
+            return None if segments is None else packed_attention(model, self.compute, segments, cu_seqlens)
+
         hidden_states = self._compiled if torch.is_grad_enabled() else self.model.hidden_states
-        hidden = hidden_states(inputs, mask=mask, compute=self.compute)
+        hidden = hidden_states(inputs, mask=mask_for(self.model), compute=self.compute)
         positions = target_positions(targets, positions)
         weight = self.model.output_weight.to(self.compute)
         hidden, targets = hidden.flatten(0, 1).index_select(0, positions), targets.flatten()[positions]
         if not self.training:
             return summed_cross_entropy(hidden, weight, targets)
         with torch.no_grad():
-            teacher_hidden = self.teacher.hidden_states(inputs, mask=mask).flatten(0, 1).index_select(0, positions)
+            teacher_hidden = self.teacher.hidden_states(inputs, mask=mask_for(self.teacher))
+            teacher_hidden = teacher_hidden.flatten(0, 1).index_select(0, positions)
         total: Tensor = _ChunkedDistillation.apply(  # type: ignore[no-untyped-call]
             hidden, weight, teacher_hidden, self.teacher.output_weight, targets, self.alpha, self.temperature,
             torch.is_grad_enabled(), weight.requires_grad,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from llamita.data.batches import IGNORED
 from llamita.model.llama import Llama
+from llamita.model.sdpa import can_attend_packed
 from llamita.training.fused_bf16 import fused_hidden_states_bf16
 from llamita.training.fused_cpu import can_fuse, fused_hidden_states
 
@@ -102,6 +103,19 @@ def packed_mask(segments: Tensor) -> Tensor:
     time = segments.shape[1]
     causal = torch.ones(time, time, dtype=torch.bool, device=segments.device).tril()
     return (segments[:, None, :, None] == segments[:, None, None, :]) & causal
+
+
+def packed_attention(model: Llama, compute: torch.dtype, segments: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """What keeps the documents of packed rows apart, for Llama.hidden_states: cu_seqlens (see
+    sdpa.attend_packed) where that can train, else a mask."""
+    if cu_seqlens is not None and uses_varlen(model, compute, segments.device):
+        return cu_seqlens
+    return packed_mask(segments)
+
+
+def uses_varlen(model: Llama, compute: torch.dtype, device: torch.device) -> bool:
+    """Whether varlen_attn can train the network in this type; it has no dropout."""
+    return model.model.dropout.p == 0 and can_attend_packed(device, compute, model.config.head_dim)
 
 
 def target_positions(targets: Tensor, positions: Tensor | None = None) -> Tensor:

@@ -1,4 +1,5 @@
-"""Estimates how many tokens a forward and backward pass can hold in a GPU's free memory."""
+"""Estimates how many tokens a forward and backward pass can hold in a GPU's free memory, and
+recognizes the errors of passes that do not fit."""
 
 from __future__ import annotations
 
@@ -7,6 +8,14 @@ import math
 import torch
 
 SCORE_COPIES = 3  # scores, their softmax, and its gradient
+
+# From the messages of the CPU's allocator, CUDA (pinned memory, NCCL), MPS and cuBLAS
+MEMORY_ERRORS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Only CUDA's allocator has a type of its own for it."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in MEMORY_ERRORS)
 
 
 def free_bytes(device: torch.device) -> float:

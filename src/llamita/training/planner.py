@@ -20,7 +20,7 @@ from llamita.config import ModelConfig, Shape, TrainConfig
 from llamita.console import Rows, format_count
 from llamita.data.mixture import open_documents
 from llamita.errors import ConfigError, TrainingError
-from llamita.model.device import synchronize
+from llamita.model.device import gpu_name, synchronize
 from llamita.model.llama import Llama
 from llamita.training.budget import MIN_CLOSING_SECONDS
 from llamita.training.cpu_dtype import LOSSES_AGREE, MIN_STEP_SPEEDUP, Dtype, candidate_dtypes, product_speedup
@@ -28,7 +28,7 @@ from llamita.training.defaults import decay_for, ffn_for, fill_defaults, fit_mic
 from llamita.training.distributed import Ranks, compute_type, start_ranks
 from llamita.training.flops import flops_per_token
 from llamita.training.loss import SummedLoss
-from llamita.training.memory import free_bytes, tokens_that_fit
+from llamita.training.memory import free_bytes, is_out_of_memory, tokens_that_fit
 from llamita.training.optimizer import build_optimizer
 
 PROBE_SHARE = 0.01  # of the run, for each of at most three probes
@@ -229,8 +229,8 @@ def plan_run(
                 timed[shape] = time_dtypes(
                     apply_shape(config, shape), dtypes, vocab_size, device, world_size, allowed, free
                 )
-            except torch.OutOfMemoryError:
-                if shape is shapes[0]:
+            except RuntimeError as error:
+                if shape is shapes[0] or not is_out_of_memory(error):
                     raise
                 del shapes[shapes.index(shape) :]
                 continue
@@ -254,11 +254,10 @@ def plan_run(
 
 def describe_device(device: torch.device) -> str:
     """Such as "2 CPU threads", or a GPU's name."""
+    if device.type != "cpu":
+        return gpu_name(device)
     threads = torch.get_num_threads()
-    cpu = f"{threads} CPU thread{'s' if threads != 1 else ''}"
-    if device.type == "mps":
-        return "Apple GPU"
-    return cpu if device.type == "cpu" else torch.cuda.get_device_name(device)
+    return f"{threads} CPU thread{'s' if threads != 1 else ''}"
 
 
 def choose_shape(

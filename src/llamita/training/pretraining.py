@@ -1,7 +1,9 @@
-"""Pretraining: the task of training a new Llama on the documents of token stores."""
+"""Pretraining: the task of training a new Llama on the documents of token stores, and of training an
+earlier one on new documents."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,19 +17,25 @@ from llamita.checkpoint import (
     check_tensors,
     copy_tokenizer,
     load_tensors,
+    load_training_state,
     resolve_checkpoint,
     save_checkpoint,
 )
-from llamita.config import TrainConfig
+from llamita.config import ModelConfig, TrainConfig
 from llamita.console import Rows, format_count
 from llamita.data.batches import Batches
-from llamita.data.mixture import open_documents
+from llamita.data.mixture import TrainingData, open_documents
+from llamita.data.replay import ReplayedData, open_replayed
 from llamita.errors import TrainingError
 from llamita.eval.bits_per_byte import bits_per_byte
 from llamita.model.llama import Llama
-from llamita.progress import Progress, no_progress
+from llamita.model_card import ModelCard, load_card
+from llamita.progress import Progress, no_progress, split_progress
+from llamita.report.gains import find_gains
+from llamita.run_directory import read_metrics
 from llamita.tokenizer import load_tokenizer
 from llamita.training.compile import resolve_compile
+from llamita.training.continued import REPLAY_SHARE, Base, fill_from, old_stores, open_base
 from llamita.training.defaults import fill_defaults, model_config
 from llamita.training.distillation import DistillationLoss, distillation_loss
 from llamita.training.distributed import Ranks, compute_type
@@ -38,6 +46,8 @@ from llamita.training.planner import resolve_plan
 from llamita.training.run import TrainResult, run_task
 from llamita.training.task import Evaluation, Task
 
+MAX_OLD_VAL_TOKENS = 1 << 18  # evaluated before and after: an update of little text should take a minute
+
 
 def train(
     config: TrainConfig,
@@ -45,12 +55,16 @@ def train(
     started: float | None = None,
     reserved_seconds: Callable[[Task], float] = lambda task: 0.0,
 ) -> TrainResult:
-    """Train a new model, or continue the run in config.out if config.resume.
+    """Train a new model, or that of config.from_; or continue the run in config.out if config.resume.
 
     started, reserved_seconds: see `run_task`. SIGINT and SIGTERM save a checkpoint and return with
     `interrupted`. Raises ConfigError, TrainingError, StoreError, CheckpointError, OutputError.
     """
-    return run_task(config, Pretraining, started, reserved_seconds)
+    return run_task(config, _make_task, started, reserved_seconds)
+
+
+def _make_task(config: TrainConfig, ranks: Ranks, say: Callable[[str], None]) -> Task:
+    return (Pretraining if config.from_ is None else ContinuedPretraining)(config, ranks, say)
 
 
 class Pretraining(Task):
@@ -61,7 +75,7 @@ class Pretraining(Task):
 
     def __init__(self, config: TrainConfig, ranks: Ranks, say: Callable[[str], None]) -> None:
         self.ranks = ranks
-        self.data = open_documents(config.data)
+        config, self.data = self._open(config)
         self.tokenizer, self.bos_id = load_tokenizer(self.data.tokenizer_path), self.data.bos_id
         self.train_split, self.val_split = self.data.train, self.data.val
         if self.train_split.num_documents == 0:
@@ -78,7 +92,7 @@ class Pretraining(Task):
         config = self.config
         assert config.context and config.micro_batch_size
         self.context, self.micro_batch_size = config.context, config.micro_batch_size
-        self.model_config = model_config(config, self.tokenizer)
+        self.model_config = self._model_config(config)
         self.flops_per_token = flops_per_token(self.model_config, config.context)
         self.model = Llama(self.model_config, config.dropout).to(ranks.device)
         tokens_per_pass = config.micro_batch_size * config.context * ranks.world_size
@@ -102,6 +116,14 @@ class Pretraining(Task):
             ranks.rank,
             ranks.world_size,
         )
+
+    def _open(self, config: TrainConfig) -> tuple[TrainConfig, TrainingData]:
+        """The configuration, with what the data decides, and the data."""
+        return config, open_documents(config.data)
+
+    def _model_config(self, config: TrainConfig) -> ModelConfig:
+        """The network of a filled configuration."""
+        return model_config(config, self.tokenizer)
 
     @property
     def tokens_per_row(self) -> float:
@@ -165,3 +187,85 @@ class Pretraining(Task):
         tensors = load_tensors(resolve_checkpoint(run, prefer="latest"))
         check_tensors(tensors, self.model_config, run)
         self.model.load_state_dict(tensors)
+
+
+class ContinuedPretraining(Pretraining):
+    """Trains the model of config.from_ on new documents, with old ones among them. The best checkpoint
+    is that of the new held-out text."""
+
+    evaluate_at_start: ClassVar[bool] = True
+    base: Base
+    replayed: ReplayedData
+    old_share: float  # of the old held-out text that is evaluated
+
+    def __init__(self, config: TrainConfig, ranks: Ranks, say: Callable[[str], None]) -> None:
+        super().__init__(config, ranks, say)
+        old_tokens = self.replayed.old_val.num_tokens
+        self.old_share = min(1.0, MAX_OLD_VAL_TOKENS / max(1, old_tokens))
+        if self.val_tokens > 0:
+            self.val_tokens += round(self.old_share * old_tokens)
+
+    def _open(self, config: TrainConfig) -> tuple[TrainConfig, TrainingData]:
+        assert config.from_ is not None
+        self.base = open_base(config.from_)
+        config = fill_from(config, self.base, self.ranks)
+        old = old_stores(config, self.base)
+        share = (REPLAY_SHARE if config.replay is None else config.replay) if old else 0.0
+        self.replayed = open_replayed(config.data, old, share, self.base.checkpoint)
+        return dataclasses.replace(config, replay=share, replay_data=old), self.replayed.data
+
+    def _model_config(self, config: TrainConfig) -> ModelConfig:
+        return self.base.model
+
+    def data_fingerprint(self) -> dict[str, Any]:
+        return {**super().data_fingerprint(), "base": self.base.fingerprint}
+
+    def describe(self) -> list[str]:
+        lines = [f"from: {self.base.checkpoint}", *super().describe()]
+        known = self.replayed.known
+        if count := sum(known.values()):
+            lines.append(
+                f"left out: {count:,} of the new documents, which are among the old ones ({known['val']:,} of them "
+                "new held-out ones)"
+            )
+        if not self.replayed.old_val.num_tokens:
+            lines.append("no old held-out text: what the model forgets is not measured")
+        elif self.old_share < 1:
+            lines.append(f"evaluation: on {100 * self.old_share:.2g} % of the old held-out text, enough to compare")
+        return lines
+
+    def initialize(self) -> None:
+        """Load the weights of the base, one tensor at a time into the network."""
+        tensors = load_tensors(self.base.checkpoint)
+        check_tensors(tensors, self.model_config, self.base.checkpoint)
+        for name, tensor in tensors.items():
+            self.model.load_state_dict({name: tensor.float()}, strict=False)  # it shards them if needed
+
+    def optimizer_state(self) -> TrainingState | None:
+        """The base's, if it was kept: the old text loses less (docs/experiments.md)."""
+        is_kept = (self.base.checkpoint / "training").is_dir()
+        if not is_kept or self.base.options.get("optimizer") != self.config.optimizer:
+            return None
+        return load_training_state(self.base.checkpoint)
+
+    def evaluate(self, *, num_batches: int | None = None, progress: Progress = no_progress) -> Evaluation:
+        old = self.replayed.old_val
+        costs = self.val_split.num_tokens, round(self.old_share * old.num_tokens)
+        of_new, of_old = split_progress(progress, costs)
+        found = super().evaluate(num_batches=num_batches, progress=of_new)
+        if num_batches is not None or not old.num_tokens:
+            return found
+        share = self.val_share * self.old_share
+        score = bits_per_byte(self.loss, old, self.bos_id, self.ranks, share=share, progress=of_old)
+        bits = score.bits_per_byte
+        summary = f"{found.summary}, old text {bits:.4f}"
+        return dataclasses.replace(found, metrics=found.metrics | {"old_bpb": bits}, summary=summary)
+
+    def card(self) -> ModelCard:
+        """The base's card; the description says what the run changed."""
+        inherited = dataclasses.replace(load_card(self.base.checkpoint), name=None, description=None)
+        given, gains = super().card(), find_gains(read_metrics(self.config.out))
+        described = f"{given.description} " if given.description else ""
+        if gains is not None:
+            described += f"Trained further on new documents. {gains.sentence()}"
+        return inherited.updated(dataclasses.replace(given, description=described or None))

@@ -39,14 +39,12 @@ from llamita.run_directory import (
 from llamita.tokenizer.gguf import gguf_obstacle
 from llamita.training.budget import MIN_CLOSING_SECONDS
 from llamita.training.distributed import Ranks, compute_type, start_ranks
+from llamita.training.memory import is_out_of_memory
 from llamita.training.metrics_log import check_trackers
 from llamita.training.progress import TrainingDisplay
 from llamita.training.signals import StopSignal
 from llamita.training.task import Task
 from llamita.training.trainer import Trainer
-
-# From the messages of the CPU's allocator, CUDA (pinned memory, NCCL) and cuBLAS
-MEMORY_ERRORS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
 
 # From gloo's messages; NCCL's errors are DistErrors.
 LOST_PROCESS_ERRORS = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
@@ -152,7 +150,7 @@ def explain_out_of_memory() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and not any(text in str(error) for text in MEMORY_ERRORS):
+        if not is_out_of_memory(error):
             raise
         raise TrainingError(
             f"training failed: out of memory: {str(error).strip().splitlines()[0]}; lower --micro-batch-size and "

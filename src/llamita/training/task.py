@@ -110,6 +110,10 @@ class Task(ABC):
     def initialize(self) -> None:
         """Set the initial weights."""
 
+    def optimizer_state(self) -> TrainingState | None:
+        """The state that the optimizer begins with; None: empty."""
+        return None
+
     def prepare(self, progress: Progress = no_progress) -> list[str]:
         """Compute what depends on the initial weights, after `initialize`. Returns lines to print.
 

@@ -104,6 +104,8 @@ class Trainer:
         self.extended_at = extended_at
         if resuming:
             self._restore()
+        elif (begun := task.optimizer_state()) is not None:
+            self._restore_optimizer(begun)
         self.earlier_seconds = self.state.progress.seconds
         self.metrics = None
         if ranks.is_first:
@@ -478,12 +480,7 @@ class Trainer:
         self.ranks.wait()  # until rank 0 has written it
         self.task.load_weights(run)
         training = load_training_state(run)
-        tensors = training.tensors
-        if self.sharded or training.shards is not None:
-            from llamita.training.fsdp import reshard_optimizer_state
-
-            tensors = reshard_optimizer_state(training, self.model)
-        restore_optimizer(self.optimizer, self.model, tensors)
+        self._restore_optimizer(training)
         where = str(run / "latest" / "training" / "state.json")
         values = check_object(training.values, STATE, where, CheckpointError)
         try:
@@ -500,6 +497,14 @@ class Trainer:
             self.task.limit_evaluation(state.val_share)
         if self.state.best is not None and self.ranks.is_first:
             mark_best(run, step_directory(run, self.state.best.step))
+
+    def _restore_optimizer(self, training: TrainingState) -> None:
+        tensors = training.tensors
+        if self.sharded or training.shards is not None:
+            from llamita.training.fsdp import reshard_optimizer_state
+
+            tensors = reshard_optimizer_state(training, self.model)
+        restore_optimizer(self.optimizer, self.model, tensors)
 
     # ---------------------------------------------------------------- the end
 

@@ -25,7 +25,13 @@ const TEXTS = {
     useKey: "Use", forget: "Forget the key", dark: "Dark", light: "Light", other: "中文", writing: "Writing…",
     wrongKey: "The server does not accept this key.",
     done: ({ tokens, speed }) => `${tokens} tokens · ${number(speed)} tokens/s`, seeded: (seed) => `seed ${seed}`,
-    stopped: "stopped", cut: "reached the limit of tokens",
+    stopped: "stopped", cut: "reached the limit of tokens", trace: "Where from?", sources: "Where it stands",
+    traced: (count) => `${number(count)} ${count === 1 ? "passage stands" : "passages stand"} in the documents.`,
+    untraced: "No long passage of this stands in the documents word for word.", heldOut: "held out",
+    places: (count, isComplete) =>
+      `${isComplete ? "" : "at least "}${number(count)} ${count === 1 && isComplete ? "place" : "places"}`,
+    byte: (at) => `byte ${number(at)}`, line: (at) => `line ${number(at)}`, item: (at) => `item ${number(at)}`,
+    row: (at) => `row ${number(at)}`, document: (at) => `document ${number(at)}`,
     unreachable: "The server cannot be reached. Check that it runs, then try again.",
     lost: "The connection was lost; the answer is not complete.",
     busy: (seconds) => `The server is busy. Try again in ${seconds} s.`,
@@ -52,7 +58,12 @@ const TEXTS = {
     useKey: "使用", forget: "清除密钥", dark: "深色", light: "浅色", other: "English", writing: "正在写…",
     wrongKey: "服务器不接受此密钥。",
     done: ({ tokens, speed }) => `${tokens} 个词元 · 每秒 ${number(speed)} 个`, seeded: (seed) => `种子 ${seed}`,
-    stopped: "已停止", cut: "已达词元上限",
+    stopped: "已停止", cut: "已达词元上限", trace: "出自哪里？", sources: "出处",
+    traced: (count) => `有 ${number(count)} 处文字见于文档。`,
+    untraced: "没有较长的文字逐字见于文档。", heldOut: "未用于训练",
+    places: (count, isComplete) => `${isComplete ? "" : "至少 "}${number(count)} 处`,
+    byte: (at) => `第 ${number(at)} 字节`, line: (at) => `第 ${number(at)} 行`, item: (at) => `第 ${number(at)} 项`,
+    row: (at) => `第 ${number(at)} 行`, document: (at) => `第 ${number(at)} 篇文档`,
     unreachable: "无法连接服务器。请确认它正在运行，然后重试。",
     lost: "连接中断，回答不完整。",
     busy: (seconds) => `服务器繁忙，请在 ${seconds} 秒后重试。`,
@@ -113,7 +124,8 @@ function change(changes) {
 // ---------------------------------------------------------------- conversations
 
 // A conversation: {id, at, model, messages}. A message: {role, content, isText, meta}; isText: part of a text that a
-// model continues, not of a chat. Not kept: the parts of a message, and the run and the problem of a conversation.
+// model continues, not of a chat. Not kept: the parts and the trace of a message, and the run and the problem of a
+// conversation.
 const chats = new Map();
 let models = []; // of the server
 let chat = newChat();
@@ -310,6 +322,7 @@ async function answer(each, { before, goesOn = false } = {}) {
   const message = goesOn ? each.messages.at(-1) : { role: "assistant", content: "", isText: question.isText };
   if (!goesOn) each.messages.push(message);
   const { content: contentBefore, meta: metaBefore } = message;
+  message.trace = undefined;
   message.meta = meta;
   const run = { controller: new AbortController(), message, numChars: 0, sent: performance.now() };
   Object.assign(each, { run, model: meta.model, problem: undefined });
@@ -491,6 +504,7 @@ function showLog() {
     if (message.role !== "user") showAnswer(turn, message);
     const acts = actions(message, i, isLast, turn);
     if (acts.childElementCount) turn.append(acts);
+    if (message.trace) turn.append(traceView(message.trace));
   });
   if (!turns.length) turns.push(welcome());
   $("log").replaceChildren(...turns);
@@ -500,7 +514,9 @@ function showAnswer(turn, message) {
   const box = turn.querySelector(".said.assistant, .text") ?? turn.appendChild(make("div", "text"));
   const body = make("span", "answer");
   const isWhole = message.parts?.map((part) => part.text).join("") === message.content;
-  body.append(...(settings.probabilities && isWhole ? message.parts : [{ text: message.content }]).flatMap(partNodes));
+  if (settings.probabilities && isWhole) body.append(...message.parts.flatMap(partNodes));
+  else if (message.trace) body.append(...tracedNodes(message));
+  else body.append(document.createTextNode(message.content));
   box.append(body);
   const first = body.querySelector(".token");
   if (first) {
@@ -526,6 +542,9 @@ function actions(message, at, isLast, turn) {
   if (!chat.run && isLast) acts.append(button(say(message.isText && isAnswer ? "another" : "again"), again));
   if (!chat.run && isLast && isAnswer && message.isText && message.meta.end)
     acts.append(button(say("on"), () => answer(chat, { goesOn: true })));
+  if (isAnswer && !chat.run && model()?.trace)
+    acts.append(button(say("trace"), () => toggleTrace(message, at),
+      { id: `trace-${at}`, ariaExpanded: String(message.trace !== undefined) }));
   if (isAnswer) acts.append(make("span", "", about(message.meta)));
   return acts;
 }
@@ -534,6 +553,58 @@ function about(meta) {
   const name = models.length > 1 && meta.model;
   const parts = [name, meta.tokens && say("done", meta), say("seeded", meta.seed), meta.end && say(meta.end)];
   return parts.filter(Boolean).join(" · ");
+}
+
+/** Ask where an answer stands in the documents, or show it no more. */
+async function toggleTrace(message, at) {
+  const isShown = message.trace !== undefined;
+  const asked = chat;
+  try {
+    message.trace = isShown ? undefined : (await (await call("trace", { text: message.content })).json()).sentences;
+    if (!isShown) asked.problem = undefined;
+  } catch (error) {
+    fail(asked, error);
+  }
+  if (asked !== chat || chat.run) return;
+  showLog();
+  show();
+  $(`trace-${at}`)?.focus();
+  const count = message.trace?.reduce((sum, sentence) => sum + sentence.spans.length, 0);
+  if (message.trace) $("news").textContent = count ? say("traced", count) : say("untraced");
+}
+
+/** The text of an answer with its spans marked. */
+function tracedNodes({ content, trace }) {
+  const letters = Array.from(content); // the server counts characters
+  const nodes = [];
+  let at = 0;
+  for (const span of trace.flatMap((sentence) => sentence.spans)) {
+    const end = span.start + Array.from(span.text).length;
+    nodes.push(document.createTextNode(letters.slice(at, span.start).join("")));
+    nodes.push(make("mark", span.is_only_held_out ? "held-out" : "", letters.slice(span.start, end).join("")));
+    at = end;
+  }
+  return [...nodes, document.createTextNode(letters.slice(at).join(""))];
+}
+
+function traceView(trace) {
+  const element = make("section", "trace");
+  element.setAttribute("aria-label", say("sources"));
+  const spans = trace.flatMap((sentence) => sentence.spans);
+  if (!spans.length) element.append(make("p", "", say("untraced")));
+  element.append(...spans.flatMap((span) => span.sources.map((source, i) => sourceView(span, source, i === 0))));
+  return element;
+}
+
+function sourceView(span, source, isFirst) {
+  const figure = make("figure");
+  const quote = figure.appendChild(make("blockquote"));
+  quote.append(source.before, make("mark", source.is_held_out ? "held-out" : "", span.text), source.after);
+  const where = source.file ? `${source.file}, ${say(source.unit, source.position)}` : say("document", source.document);
+  const count = span.num_places.train + span.num_places.val;
+  const parts = [where, source.is_held_out && say("heldOut"), isFirst && say("places", count, span.is_complete)];
+  figure.append(make("figcaption", "", parts.filter(Boolean).join(" · ")));
+  return figure;
 }
 
 function welcome() {

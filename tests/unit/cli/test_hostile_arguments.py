@@ -57,6 +57,8 @@ def parsed(command: str, argument: Argument, word: str) -> bool:
     if argument.path == ("prompt", "text") and command == "run":
         given = ["model.gguf", word]  # MODEL comes first
     words = [*valid(flags, argument), *given * (argument.count or 1)]
+    if (command, argument.path) == ("trace", ("store",)):
+        words = [word, "x"]  # TEXT comes after it
     if argument.count is not None and argument.count > 1:
         words = [*valid(flags, argument), argument.name, *[word] * argument.count]
     start = time.monotonic()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from llamita.finetune.evaluate import grade, split_progress
+from llamita.finetune.evaluate import grade
+from llamita.progress import split_progress
 
 
 def test_grades() -> None:

@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from llamita.config import ModelConfig, TrainConfig  # noqa: E402
+from llamita.environment import describe_environment  # noqa: E402
 from llamita.errors import TrainingError  # noqa: E402
 from llamita.eval import bits_per_byte as bits_per_byte_module  # noqa: E402
 from llamita.finetune import dpo_loss  # noqa: E402
@@ -36,6 +37,7 @@ from llamita.training.flops import peak_flops  # noqa: E402
 from llamita.training.loss import SummedLoss  # noqa: E402
 from llamita.training.memory import free_bytes  # noqa: E402
 from llamita.training.optimizer import build_optimizer  # noqa: E402
+from llamita.training.planner import describe_device  # noqa: E402
 from llamita.training.speed import StepQueue  # noqa: E402
 
 MPS = torch.device("mps")
@@ -55,6 +57,7 @@ def test_auto_chooses_the_gpu_of_a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert choose_device("auto") == choose_device("mps") == MPS and choose_device("cpu").type == "cpu"
     assert choose_device("auto", one_per_process=True).type == "cpu"
+    assert describe_environment("auto")["gpu"] == describe_device(MPS) == "Apple GPU"
     with pytest.raises(TrainingError, match="'mps': expected a single process"):
         choose_device("mps", one_per_process=True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

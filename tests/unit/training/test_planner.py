@@ -137,7 +137,11 @@ def test_heads_on_gpus_have_64_numbers() -> None:
     assert ladder_shape(128, 512).num_attention_heads == 4, "on CPUs as before"
 
 
-def test_a_gpu_is_measured_with_a_large_shape_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("MPS backend out of memory (MPS allocated: 9.07 GB")],
+)
+def test_a_gpu_is_measured_with_a_large_shape_that_fits(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small ones measure how fast kernels are launched. A shape that runs out of memory is dropped,
     and planning goes on."""
     probed: list[int] = []
@@ -147,7 +151,7 @@ def test_a_gpu_is_measured_with_a_large_shape_that_fits(monkeypatch: pytest.Monk
         assert config.hidden
         probed.append(config.hidden)
         if config.hidden >= limit[0]:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return 1e-12 * config.hidden**2
 
     def plan(free: float = math.inf) -> planner.Plan:
@@ -161,12 +165,15 @@ def test_a_gpu_is_measured_with_a_large_shape_that_fits(monkeypatch: pytest.Monk
     limit[0] = 512
     assert plan().best.shape.hidden_size == 384 and probed[:4] == [768, 640, 512, 384]
     limit[0] = 64
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(RuntimeError, match="out of memory"):
         plan()
     limit[0] = 10**6
     small = plan(free=4e9)
     assert max(each.shape.hidden_size for each in small.estimates) < 1024, "16 bytes a weight, and a row's activations"
     assert small.filled.grad_accum_steps > 1
+    limit[0], error = 512, RuntimeError("a kernel is missing")
+    with pytest.raises(RuntimeError, match="a kernel is missing"):
+        plan()
 
 
 def test_a_slow_step_ends_the_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,7 +308,8 @@ def test_a_resumed_run_keeps_its_planned_shape(
     )
     train(config)
     planned = remembered_run(run)
-    assert planned is not None and planned[0]["layers"] and planned[0]["hidden"] and planned[1] == 32
+    assert planned is not None and planned["rows_per_step"] == 32
+    assert planned["config"]["layers"] and planned["config"]["hidden"]
     cost["seconds"] = 1e-9
     train(dataclasses.replace(config, resume=True))
     assert remembered_run(run) == planned

@@ -558,6 +558,7 @@ def test_a_folder_in_use_is_refused_before_anything_is_planned(story_store: Path
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore lines"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9.07 GB, max allowed: 9.07 GB). Tried to allocate"),
     ],
 )
 def test_out_of_memory_is_a_one_line_error(error: RuntimeError) -> None:
