@@ -424,8 +424,7 @@ def describe_timing(timing: Timing) -> str:
     """The type that was taken, and why."""
     if timing.speedup == 0.0:
         return timing.dtype
-    measured = f"bfloat16 is {timing.speedup:.3g} times as fast here"
-    return f"{timing.dtype}: {measured}" + (f"; {LOSSES_AGREE}" if timing.dtype == "bfloat16" else "")
+    return f"{timing.dtype}: bfloat16 is {timing.speedup:.3g} times as fast here"
 
 
 def probe_seconds_per_token(
@@ -511,7 +510,7 @@ def _choose_dtype(config: TrainConfig, vocab_size: int, ranks: Ranks, say: Calla
         timing = time_dtypes(config, dtypes, vocab_size, ranks.device, ranks.world_size, PROBE_SECONDS[0])
     (is_bfloat16,) = ranks.broadcast_from_first(timing.dtype == "bfloat16")
     if timing.speedup:
-        say(f"dtype: {describe_timing(timing)}")
+        say(f"dtype: {describe_timing(timing)}" + (f"; {LOSSES_AGREE}" if is_bfloat16 else ""))
     return dataclasses.replace(config, dtype="bfloat16") if is_bfloat16 else resolve_dtype(config, ranks.device)
 
 
@@ -555,7 +554,7 @@ def describe_plan(plan: Plan) -> tuple[Rows, Rows]:
         ("heads, kv heads", f"{shape.num_attention_heads}, {shape.num_key_value_heads}", "heads of 32 to 128"),
         ("weights", format_count(best.num_parameters), "tokens / 20 (Chinchilla): "
          + format_count(best.tokens / 20)),
-        ("arithmetic", describe_timing(plan.timing), "float32 on CPUs, bfloat16 on GPUs"),
+        ("arithmetic", describe_timing(plan.timing), f"bfloat16: {LOSSES_AGREE}"),
         ("speed", f"{format_count(best.tokens_per_second)} tok/s", ""),
         ("tokens", f"{format_count(best.tokens)}: {ratio:.1f} per weight", "20 per weight (Chinchilla); fewer for "
          "small models in minutes" + extrapolated),

@@ -76,7 +76,7 @@ def test_the_plan_takes_bfloat16_where_its_steps_are_faster(bfloat16_from: list[
     fast = plan_run(make_config(), vocab_size=2048, lengths=LENGTHS, device=CPU)
     assert fast.filled.dtype == "bfloat16"
     cells = {row[0]: row[1] for row in describe_plan(fast)[0]}
-    assert cells["arithmetic"].startswith("bfloat16: bfloat16 is 2 times as fast here; loss within 0.2 %")
+    assert cells["arithmetic"] == "bfloat16: bfloat16 is 2 times as fast here"
     bfloat16_from[0] = 10**6
     slow = plan_run(make_config(), vocab_size=2048, lengths=LENGTHS, device=CPU)
     assert slow.filled.dtype == "float32" and slow.best.tokens_per_second < fast.best.tokens_per_second
