@@ -26,6 +26,7 @@ pytest.importorskip("jinja2")
 from llamita.chat import Chat
 from llamita.cli import chat as chat_command
 from llamita.cli.grammar import DEFAULT_GRAMMAR
+from llamita.cli.tracing import TextTracer
 from llamita.engine import Grammar, Message, Model, Sampler, TextSegment
 from llamita.errors import ChatError, EngineError, LlamitaError
 from tests.thinking_templates import STRIPS_THOUGHTS
@@ -471,7 +472,8 @@ def test_an_interrupt_at_the_end_of_an_answer_is_not_lost(monkeypatch: pytest.Mo
     monkeypatch.setattr(sys, "stdin", io.StringIO("One?\nTwo?\n"))
     before = signal.getsignal(signal.SIGINT)
     try:
-        assert chat_command._Conversation(chat, SimpleNamespace(verbose=False, grammar=DEFAULT_GRAMMAR)).run() == 130  # type: ignore[arg-type]
+        flags: Any = SimpleNamespace(verbose=False, grammar=DEFAULT_GRAMMAR)
+        assert chat_command._Conversation(chat, flags, TextTracer(None)).run() == 130  # type: ignore[arg-type]
     finally:
         signal.signal(signal.SIGINT, before)
     assert asked == ["One?"]

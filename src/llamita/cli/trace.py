@@ -36,7 +36,7 @@ class TraceFlags:
     """
 
     examples = (
-        "llamita trace tokens 'Once upon a time, there was a little girl.'",
+        "llamita trace tokens 'There was a little girl.'",
         "llamita run my.gguf | llamita trace tokens - --json",
     )
 

@@ -57,6 +57,10 @@ class UpdateFlags:
     encoding: Annotated[str | None, Option("NAME", group="documents")] = None
     """Encoding of all files. Default: recognized."""
 
+    def __post_init__(self) -> None:
+        PrepareConfig(sources=self.sources, out=Path("tokens"), **_values(self, OF_PREPARE))
+        TrainConfig(data=Path("tokens"), out=Path("run"), from_=self.run, **_values(self, OF_TRAIN))
+
 
 def main(argv: list[str]) -> int:
     flags = parse(UpdateFlags, argv, "llamita update")

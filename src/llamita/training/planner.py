@@ -403,17 +403,18 @@ def time_dtypes(
     seconds: float,
     free: float = math.inf,
 ) -> Timing:
-    """Train on random tokens for about `seconds` in each of the types of candidate_dtypes. bfloat16
-    is taken if it is faster by MIN_STEP_SPEEDUP."""
+    """Train on random tokens for about `seconds` in each of the types of candidate_dtypes, in turns:
+    the machine may be busy. bfloat16 is taken if it is faster by MIN_STEP_SPEEDUP."""
 
-    def probe(dtype: Dtype) -> float:
+    def probe(dtype: Dtype, turns: int = 1) -> float:
         return probe_seconds_per_token(
-            dataclasses.replace(config, dtype=dtype), vocab_size, device, world_size, seconds, free
+            dataclasses.replace(config, dtype=dtype), vocab_size, device, world_size, seconds / turns, free
         )
 
     if len(dtypes) == 1:
         return Timing(probe(dtypes[0]), dtypes[0])
-    in_float32, in_bfloat16 = probe("float32"), probe("bfloat16")
+    turns = [(probe("float32", 2), probe("bfloat16", 2)) for _ in range(2)]
+    in_float32, in_bfloat16 = (min(found) for found in zip(*turns, strict=True))
     speedup = in_float32 / in_bfloat16
     if speedup < MIN_STEP_SPEEDUP:
         return Timing(in_float32, "float32", speedup)

@@ -96,7 +96,7 @@ def test_what_would_take_long_is_left_to_eval(
 def test_expected_seconds_grow_with_the_model_and_the_text() -> None:
     small = sample_report.expected_seconds(3_000_000, 24 * 200, 0)
     assert small < SMALL_MODEL_SECONDS < sample_report.expected_seconds(30_000_000, 24 * 200, 0)
-    assert sample_report.expected_seconds(3_000_000, 24 * 200, 10_000_000) > 2 * small
+    assert sample_report.expected_seconds(3_000_000, 24 * 200, 10_000_000) > 1.5 * small
 
 
 def test_a_tokenizer_that_cannot_be_exported_is_noted_at_the_beginning(

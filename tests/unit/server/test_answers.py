@@ -282,7 +282,7 @@ def test_tokens_that_need_no_computing_are_reported(stories: Model, running_serv
         stopped = client.ok(COMPLETIONS, {**body, "max_tokens": 90, "stop": ["."]})["usage"]  # ends without an event
         assert stopped["prompt_tokens_details"] == usage["prompt_tokens_details"]
 
-        said = {"model": "chat", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
+        said = {"model": "chat", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3, "temperature": 0}
         num = client.ok(CHAT, said)["usage"]["prompt_tokens"]
         assert client.ok(CHAT, said)["usage"]["prompt_tokens_details"] == {"cached_tokens": num - 1}
         answer = client.ok("/v1/responses", {"model": "chat", "input": "Hi", "max_output_tokens": 3})
