@@ -354,6 +354,7 @@ MAX_VALUES: dict[str, float] = {  # of the flags of runs
     "preview": 10**6,
 }  # fmt: skip
 
+QuantizedType = Literal["q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_k_m", "q4_1", "q4_0"]
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
@@ -416,6 +417,9 @@ class RunConfig:
     """Type of matrix products: auto is bfloat16 on CUDA if the device supports it, and on a CPU if
     train with --minutes measures that it is faster; else float32. On CUDA the products of float32
     are rounded to TF32 (10 bits) where the device supports it."""
+    qat: Annotated[QuantizedType | None, Option(group="optimization")] = None
+    """Quantization-aware training: the last fifth of the run computes with weights rounded to this
+    type, for `llamita export --type`, which then costs nearly nothing."""
     eval_interval: Annotated[int | None, Option("STEPS", group="evaluation")] = None
     """Steps between evaluations on all held-out text. Default: 5 % of the time goes to at most 10
     evaluations."""
@@ -685,6 +689,10 @@ class FinetuneConfig(RunConfig):
             "finetune: --load-in-4bit and --fsdp exclude each other; drop one",
         )
         self._check_preference()
+        check(
+            not self.lora or self.qat is None,
+            "finetune: --qat: --lora does not train the weights that are rounded; leave it out",
+        )
         check(
             not self.lora or self.embedding_lr is None,
             "finetune: --embedding-lr: --lora does not train embeddings; leave it out",

@@ -48,6 +48,8 @@ from llamita.training.signals import StopSignal
 from llamita.training.speed import SpeedMeter, StepQueue, affordable_val_share, max_val_share, time_evaluation
 from llamita.training.task import Task
 from llamita.training.trainer_state import STATE, MetricsAccumulator, TrainerState
+from llamita.training.weight_rounding import START as ROUNDING_START
+from llamita.training.weight_rounding import WeightRounding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Trainer:
         tokens_per_step = round(self.rows_per_step * task.tokens_per_row)
         self.sharded = config.fsdp and ranks.world_size > 1
         self.parallel_loss = self._distribute()
+        self.rounding = None if config.qat is None else WeightRounding(self.model, task.model_config, config.qat)
         self.optimizer = build_optimizer(self.model, config, ranks)
         self.checkpointer = Checkpointer(ranks, sharded=self.sharded)
         self.schedule = Schedule(
@@ -212,8 +215,9 @@ class Trainer:
         # dropout depends only on (seed, step, rank): no random state to save
         torch.manual_seed(bounded_seed((config.seed * 1_000_003 + at.step) * 1_009 + self.ranks.rank))
         passes, num_targets = next(self.batches)
-        for index, tensors in enumerate(passes):
-            self._backward(tensors, num_targets, is_last=index == len(passes) - 1)
+        with self._rounded_weights():
+            for index, tensors in enumerate(passes):
+                self._backward(tensors, num_targets, is_last=index == len(passes) - 1)
         norm = full_tensor(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf))
         state.pending.largest_norm = torch.maximum(state.pending.largest_norm, norm)
         at.step += 1
@@ -243,6 +247,13 @@ class Trainer:
             nats = self.parallel_loss(*arrays)
             (nats * (self.ranks.world_size / num_targets)).backward()  # DDP divides by world_size
         self.state.pending.nats += nats.detach()
+
+    def _rounded_weights(self) -> contextlib.AbstractContextManager[None]:
+        """With --qat, near the end of the run: weights as the model file will hold them."""
+        at = self.state.progress
+        if self.rounding is None or self.budget.midpoint(at) < ROUNDING_START:
+            return contextlib.nullcontext()
+        return self.rounding.applied(at.step)
 
     # ---------------------------------------------------------------- divergence
 
@@ -398,7 +409,8 @@ class Trainer:
                 raise Cancelled
 
         try:
-            found = self.task.evaluate(progress=progress)
+            with self._rounded_weights():
+                found = self.task.evaluate(progress=progress)
         except Cancelled:
             self._mark_speed()
             return False

@@ -284,6 +284,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals =
         pytest.param(5, signal.SIGINT, "muon", marks=pytest.mark.slow),
         pytest.param(7, signal.SIGINT, "adamw", marks=pytest.mark.slow),
         (7, signal.SIGINT, "muon in bfloat16"),
+        (10, signal.SIGINT, "muon, rounded"),
     ],
 )
 def test_a_signal_saves_and_resuming_changes_nothing(
@@ -298,6 +299,8 @@ def test_a_signal_saves_and_resuming_changes_nothing(
     options: dict[str, Any] = {"dropout": 0.1, "optimizer": optimizer}
     if optimizer == "muon in bfloat16":  # without dropout, which the fused passes lack
         options = {"optimizer": "muon", "dtype": "bfloat16"}
+    elif optimizer == "muon, rounded":
+        options = {"optimizer": "muon", "qat": "q4_0"}
     train(make_config(story_store, tmp_path / "whole", **options))
     with monkeypatch.context() as patched:
         stop_at(patched, step, number)
