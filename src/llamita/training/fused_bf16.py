@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llamita.model.llama import Attention, DecoderLayer, Llama, RMSNorm
-from llamita.training.fused_cpu import _apply, _inverse_rms, _rotate_, _tiles
+from llamita.model.llama import Attention, Llama, RMSNorm
+from llamita.training.fused_cpu import Passes, _apply, _inverse_rms, _rotate_, _tiles, run_passes
 
 BF16 = torch.bfloat16
 TILE_SCORES = 1 << 19  # of attention at a time: 1 MiB
@@ -26,18 +26,7 @@ MAX_STORED_CONTEXT = 512  # beyond it attention's shares, T numbers a token and 
 def fused_hidden_states_bf16(model: Llama, ids: Tensor) -> Tensor:
     """ids [B, T] → bfloat16 [B, T, D] after the final norm: Llama.hidden_states of a model that
     can_fuse, computed in bfloat16."""
-    (batch, time), size = ids.shape, model.config.hidden_size
-    residual = F.embedding(ids.reshape(-1), model.model.embed_tokens.weight)  # [N, D]
-    cos, sin = (table[:, 0] for table in model.rope_rows(0, time))
-    for layer in model.model.layers:
-        assert isinstance(layer, DecoderLayer)
-        residual = _attend(layer.self_attn, layer.input_layernorm, residual, cos, sin, batch)
-        norm, mlp = layer.post_attention_layernorm, layer.mlp
-        weights = norm.weight, mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight
-        residual = _apply(_FeedForward, residual, *weights, norm.eps)
-    last = model.model.norm
-    hidden: Tensor = _apply(_Norm, residual, last.weight, last.eps)
-    return hidden.view(batch, time, size)
+    return run_passes(model, ids, Passes(_attend, _FeedForward, _Norm))
 
 
 def _attend(attention: Attention, norm: RMSNorm, residual: Tensor, cos: Tensor, sin: Tensor, batch: int) -> Tensor:

@@ -9,7 +9,8 @@ Shape letters: N tokens of a batch, D hidden, F ffn, S head size.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,19 +38,32 @@ def can_fuse(model: Llama) -> bool:
     return is_plain and all(p.requires_grad and p.device.type == "cpu" and p.dtype == torch.float32 for p in parameters)
 
 
+class Passes(NamedTuple):
+    """The parts of a layer, computed in one type."""
+
+    attend: Callable[[Attention, RMSNorm, Tensor, Tensor, Tensor, int], Tensor]
+    feed_forward: type[torch.autograd.Function]
+    norm: type[torch.autograd.Function]
+
+
 def fused_hidden_states(model: Llama, ids: Tensor) -> Tensor:
     """ids [B, T] → [B, T, D] after the final norm: Llama.hidden_states of a model that can_fuse."""
+    return run_passes(model, ids, Passes(_attend, _FeedForward, _Norm))
+
+
+def run_passes(model: Llama, ids: Tensor, passes: Passes) -> Tensor:
+    """ids [B, T] → [B, T, D] after the final norm, in the type that the last pass returns."""
     (batch, time), size = ids.shape, model.config.hidden_size
     residual = F.embedding(ids.reshape(-1), model.model.embed_tokens.weight)  # [N, D]
     cos, sin = (table[:, 0] for table in model.rope_rows(0, time))
     for layer in model.model.layers:
         assert isinstance(layer, DecoderLayer)
-        residual = _attend(layer.self_attn, layer.input_layernorm, residual, cos, sin, batch)
+        residual = passes.attend(layer.self_attn, layer.input_layernorm, residual, cos, sin, batch)
         norm, mlp = layer.post_attention_layernorm, layer.mlp
         weights = norm.weight, mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight
-        residual = _apply(_FeedForward, residual, *weights, norm.eps)
+        residual = _apply(passes.feed_forward, residual, *weights, norm.eps)
     last = model.model.norm
-    hidden: Tensor = _apply(_Norm, residual, last.weight, last.eps)
+    hidden: Tensor = _apply(passes.norm, residual, last.weight, last.eps)
     return hidden.view(batch, time, size)
 
 
