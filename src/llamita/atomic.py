@@ -19,7 +19,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from llamita.errors import LlamitaError, OutputError
@@ -73,6 +73,29 @@ def make_folders(path: Path) -> None:
     make_folders(path.parent)
     path.mkdir(exist_ok=True)
     sync(path.parent)
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path, lock: str, describe: Callable[[str], str]) -> Iterator[None]:
+    """Keep other processes out of the folder, which is made if it is missing, by a file `lock` in it.
+
+    describe: the message of the OutputError if a process works there, from what lock_holder says.
+    """
+    is_new = not folder.exists()
+    try:
+        make_folders(folder)
+        held = acquire_lock(folder / lock)
+    except OSError as error:
+        raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
+    if held is None:
+        raise OutputError(describe(lock_holder(folder / lock)))
+    try:
+        yield
+    finally:
+        held.release()
+        if is_new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # only if it is empty: nothing began
 
 
 def check_parent(path: Path) -> None:

@@ -53,6 +53,11 @@ def format_count(value: float) -> str:
     return f"{value:.0f}"
 
 
+def count_of(number: int, what: str) -> str:
+    """1, "file" → 1 file; 1200, "file" → 1,200 files."""
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
 def format_speed(per_second: float, targets: str) -> str:
     """12345 tokens → 12.3k tok/s; 0.66 pairs → 0.66 pairs/s."""
     return f"{format_rate(per_second)} {speed_unit(targets)}"

@@ -13,13 +13,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from llamita.atomic import atomic_write_bytes, make_folders, remove_leftovers_in
+from llamita.atomic import atomic_write_bytes, lock_folder, remove_leftovers_in
 from llamita.checkpoint import STEP_NAME, point_link, prune_checkpoints, step_directory
 from llamita.config import MAX_VALUES, ModelConfig, RunConfig, fields_by_resume, flag
 from llamita.data.mixture import parse_store
 from llamita.environment import describe_environment
 from llamita.errors import CheckpointError, ConfigError, OutputError, TrainingError
-from llamita.file_lock import acquire_lock, lock_holder
 from llamita.json_file import ABSENT, Key, Schema, check_object, parse_json_object, read_json_object, shortened
 
 NAME = "run.json"
@@ -168,25 +167,15 @@ def lock_run(run: Path) -> Iterator[None]:
     The lock of a killed process does not count. Raises OutputError that names the process that
     trains there.
     """
-    is_new = not run.exists()
-    try:
-        make_folders(run)
-        lock = acquire_lock(run / LOCK)
-    except OSError as error:
-        raise OutputError(f"cannot write {run}: {error.strerror or error}") from error
-    if lock is None:
-        raise OutputError(
-            f"cannot train in {run}: {lock_holder(run / LOCK)} is training there; wait for it or stop it, or choose "
-            "another --out"
-        )
-    try:
+    with lock_folder(
+        run,
+        LOCK,
+        lambda holder: (
+            f"cannot train in {run}: {holder} is training there; wait for it or stop it, or choose another --out"
+        ),
+    ):
         remove_leftovers_in(run)
         yield
-    finally:
-        lock.release()
-        if is_new:
-            with contextlib.suppress(OSError):
-                run.rmdir()  # only if it is empty: nothing began
 
 
 def recorded_options(command: type[RunConfig], run: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from llamita.cli.next_command import print_next
 from llamita.cli.progress import progress_bars
 from llamita.commands import command_line, export_commands, train_commands, use_commands
 from llamita.config import Architecture, Option, check
-from llamita.console import print_table
+from llamita.console import count_of, print_table
 from llamita.errors import clean_line
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _inspect_text(flags: InspectFlags, store: Path | None = None) -> None:
         rows.append(("lines", f"{flags.lines}: {len(found.lines):,}; delete what should stay"))
     if store is None:
         print(
-            clean_line(f"{', '.join(found.paths)}: text, {found.file_bytes:,} bytes in {_count(found.files, 'file')}")
+            clean_line(f"{', '.join(found.paths)}: text, {found.file_bytes:,} bytes in {count_of(found.files, 'file')}")
         )
     print_table(rows, sys.stdout)
     if store is None:
@@ -146,7 +146,7 @@ def text_rows(found: Survey) -> list[tuple[str, str]]:
     if found.near_held_out:
         rows.insert(6, ("", f"{found.near_held_out:,} of them in training, of a held-out document"))
     if found.skipped_files:
-        rows.append(("skipped", f"{_count(found.skipped_files, 'file')}, hidden or of unknown types"))
+        rows.append(("skipped", f"{count_of(found.skipped_files, 'file')}, hidden or of unknown types"))
     rows += [("problem", problem) for problem in found.problems[:MAX_PROBLEMS]]
     if len(found.problems) > MAX_PROBLEMS:
         rows.append(("", f"{len(found.problems) - MAX_PROBLEMS:,} more"))
@@ -163,10 +163,6 @@ def _parts(found: Survey) -> list[str]:
 
 def _first_line(found: Survey) -> str:
     return f", such as {found.lines[0][0][:60]!r} in {found.lines[0][1]:,}" if found.lines else ""
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def _commands_for_text(flags: InspectFlags, found: Survey) -> tuple[str, ...]:

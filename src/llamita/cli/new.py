@@ -25,7 +25,7 @@ from llamita.cli.steps import (
     describe_changes,
     is_free,
     list_files,
-    lock_folder,
+    lock_new,
     read_state,
     readable,
     remove,
@@ -35,7 +35,7 @@ from llamita.cli.steps import (
 )
 from llamita.commands import command_line
 from llamita.config import MAX_VALUES, Option, check, check_at_most
-from llamita.console import print_table
+from llamita.console import count_of, print_table
 from llamita.errors import UNSAFE, CheckpointError, ConfigError, OutputError, SourceError
 from llamita.json_file import read_json_object
 
@@ -111,7 +111,7 @@ def main(argv: list[str]) -> int:
     if str(out).startswith("-"):
         out = out.absolute()  # what is in it must be no option
     again = command_line("new", _word(flags.source), "--out", _word(out))
-    with lock_folder(out):
+    with lock_new(out):
         state = _begun(flags, out)
         if state is None or not state.done or flags.overwrite:
             state, texts = begin(flags, out, state)
@@ -254,7 +254,7 @@ def begin(flags: NewFlags, out: Path, before: State | None) -> tuple[State, list
     minutes = flags.minutes or (answers.minutes if answers else ask_minutes(flags, least))
     if minutes < least:
         raise ConfigError(
-            f"new: --minutes: expected at least {least:g} for {_count(_num_examples(found), 'conversation')}, found "
+            f"new: --minutes: expected at least {least:g} for {count_of(_num_examples(found), 'conversation')}, found "
             f"{minutes:g}: reading them is part of it"
         )
     if found.text.files and split_on in DIVIDED:
@@ -279,13 +279,13 @@ def describe(found: Found) -> list[tuple[str, str]]:
     if text.files:
         about = "about " if text.is_estimate else ""
         rows.append((
-            "text", f"{about}{_count(text.documents, 'document')} in {_count(text.files, 'file')}, "
+            "text", f"{about}{count_of(text.documents, 'document')} in {count_of(text.files, 'file')}, "
             f"{about}{_megabytes(text.num_bytes)}",
         ))  # fmt: skip
     if found.num_questions:
-        rows.append(("questions", f"{_count(found.num_questions, 'conversation')}: {_named(found.question_files)}"))
+        rows.append(("questions", f"{count_of(found.num_questions, 'conversation')}: {_named(found.question_files)}"))
     if found.num_pairs:
-        pairs = f"{_count(found.num_pairs, 'pair')} of a better and a worse answer"
+        pairs = f"{count_of(found.num_pairs, 'pair')} of a better and a worse answer"
         rows.append(("preferences", f"{pairs}: {_named(found.pair_files)}"))
     rows += [("note", note) for note in found.notes]
     if found.bad_rows:
@@ -294,7 +294,7 @@ def describe(found: Found) -> list[tuple[str, str]]:
     if len(found.unusable) > MAX_NAMED:
         rows.append(("left out", f"{len(found.unusable) - MAX_NAMED:,} more files"))
     if found.sources.skipped:
-        rows.append(("left out", f"{_count(len(found.sources.skipped), 'file')} of unknown types: "
+        rows.append(("left out", f"{count_of(len(found.sources.skipped), 'file')} of unknown types: "
                      + _named(map(Path, found.sources.skipped))))  # fmt: skip
     return rows or [("text", "none")]
 
@@ -367,10 +367,6 @@ def _num_examples(found: Found) -> int:
     return found.num_questions or found.num_pairs
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" + ("" if number == 1 else "s")
-
-
 def _named(paths: Iterable[Path]) -> str:
     names = [path.name for path in paths]
     more = len(names) - MAX_NAMED
@@ -420,7 +416,7 @@ def ask_split(flags: NewFlags, text: TextCounts, default: str) -> str:
         return default
     check_can_ask(flags, "--split-on")
     choices = {"blank-lines": text.blocks, "lines": text.lines, "separator": text.documents}
-    counts = ", ".join(f"{rule} ({_count(count, 'text')})" for rule, count in choices.items())
+    counts = ", ".join(f"{rule} ({count_of(count, 'text')})" for rule, count in choices.items())
     while True:
         answer = _ask(f"Where does one text end and the next begin? {counts} [{default}] ")
         if not answer or answer in choices:

@@ -13,6 +13,7 @@ from llamita.cli.next_command import print_next
 from llamita.cli.progress import progress_bars
 from llamita.commands import train_commands
 from llamita.config import Option, PrepareConfig, check
+from llamita.console import count_of
 from llamita.data.personal_data import LABELS
 from llamita.errors import clean_line
 from llamita.progress import Progress
@@ -77,14 +78,14 @@ def summary(report: PrepareReport) -> list[str]:
         cleaned.append(f"  line ends   {report.line_ends:,} CRLF or CR became LF (--keep-line-ends keeps them)")
     if report.dropped_lines:
         cleaned.append(
-            f"  lines       {_count(report.dropped_lines, 'line')} of --drop-lines removed "
+            f"  lines       {count_of(report.dropped_lines, 'line')} of --drop-lines removed "
             f"({report.dropped_line_bytes:,} bytes)"
         )
     if masked := [f"{LABELS[kind]}: {count:,}" for kind in LABELS if (count := getattr(report, f"masked_{kind}"))]:
         change = f"{abs(report.masked_bytes):,} bytes {'fewer' if report.masked_bytes >= 0 else 'more'}"
         cleaned.append(f"  masked      {', '.join(masked)} ({change})")
     if report.byte_order_marks:
-        cleaned.append(f"  BOMs        {_count(report.byte_order_marks, 'byte order mark')} inside files removed")
+        cleaned.append(f"  BOMs        {count_of(report.byte_order_marks, 'byte order mark')} inside files removed")
     if report.converted:
         cleaned.append(f"  encoding    {report.converted}; --encoding names another")
     if report.damaged:
@@ -99,19 +100,19 @@ def summary(report: PrepareReport) -> list[str]:
     near = ""
     if report.near_duplicates == "drop":
         held_out = f", {report.near_held_out:,} of held-out documents" if report.near_held_out else ""
-        count = _count(report.near_duplicate_documents, "near-duplicate")
+        count = count_of(report.near_duplicate_documents, "near-duplicate")
         near = f"{count} ({report.near_duplicate_bytes:,} bytes{held_out}), "
     if report.near_duplicates == "report":
         cleaned.append(f"  near-dup.   {_near_line(report)}")
-    where = _count(report.files, "file") if report.files else "generated stories"
+    where = count_of(report.files, "file") if report.files else "generated stories"
     hidden = f" ({report.hidden_files:,} hidden ones skipped)" if report.hidden_files else ""
     lines = [
         first,
         f"  vocabulary  {report.vocab_size:,} tokens: {report.vocabulary}; encoded by {report.encoded_by}",
-        f"  source      {report.source_bytes:,} bytes in {where}{hidden}: {_count(report.documents, 'document')}",
+        f"  source      {report.source_bytes:,} bytes in {where}{hidden}: {count_of(report.documents, 'document')}",
         _split_line("train", report.train),
         _split_line("val", report.val),
-        f"  dropped     {_count(report.duplicate_documents, 'duplicate')} ({report.duplicate_bytes:,} bytes), "
+        f"  dropped     {count_of(report.duplicate_documents, 'duplicate')} ({report.duplicate_bytes:,} bytes), "
         f"{near}{report.empty_documents:,} empty",
         f"  not text    {report.separator_bytes:,} bytes of separators, {report.whitespace_bytes:,} of whitespace "
         f"around documents, {_format_bytes(report.container_bytes)}",
@@ -120,20 +121,20 @@ def summary(report: PrepareReport) -> list[str]:
     if report.skipped_files:
         more = report.skipped_files - len(report.skipped_paths)
         names = ", ".join(report.skipped_paths) + (f" and {more:,} more" if more else "")
-        lines.append(f"  skipped     {_count(report.skipped_files, 'file')} of unknown types: {names}")
+        lines.append(f"  skipped     {count_of(report.skipped_files, 'file')} of unknown types: {names}")
     return lines
 
 
 def _split_line(name: str, split: SplitReport) -> str:
     return (
-        f"  {name:<10}  {_count(split.documents, 'document')}, {split.tokens:,} tokens, {split.text_bytes:,} bytes: "
+        f"  {name:<10}  {count_of(split.documents, 'document')}, {split.tokens:,} tokens, {split.text_bytes:,} bytes: "
         f"{split.text_bytes / split.tokens:.2f} bytes per token"
     )
 
 
 def _near_line(report: PrepareReport) -> str:
     """What --near-duplicates report found."""
-    found = f"{_count(report.near_duplicates_kept, 'document')} repeat another for the most part"
+    found = f"{count_of(report.near_duplicates_kept, 'document')} repeat another for the most part"
     if not report.near_held_out:
         return f"{found}, but no training document a held-out one"
     return (
@@ -146,10 +147,6 @@ def _format_bytes(container_bytes: int) -> str:
     if container_bytes >= 0:
         return f"{container_bytes:,} of file format"
     return f"{-container_bytes:,} fewer in the files, compressed or in other encodings, than as UTF-8"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def _tinystories(flags: Flags, progress: Progress) -> dict[str, Any]:

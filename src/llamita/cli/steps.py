@@ -7,18 +7,17 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Final
 
-from llamita.atomic import atomic_write_bytes, make_folders
+from llamita.atomic import atomic_write_bytes, lock_folder
 from llamita.cli.next_command import without_next
 from llamita.commands import command_line
 from llamita.config import MAX_VALUES
 from llamita.data.documents import SourceFile
 from llamita.errors import ConfigError, LlamitaError, OutputError, TrainingError, clean_line
-from llamita.file_lock import acquire_lock, lock_holder
 from llamita.json_file import Key, Schema, read_json_object
 from llamita.run_directory import lock_run
 
@@ -105,26 +104,13 @@ def is_free(folder: Path) -> bool:
     return folder.is_dir() and all(name == LOCK or name.startswith(f".{STATE}.") for name in os.listdir(folder))
 
 
-@contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_new(folder: Path) -> AbstractContextManager[None]:
     """Keep a second `llamita new` out of the folder, which is made. Raises OutputError."""
-    is_new = not folder.exists()
-    try:
-        make_folders(folder)
-        lock = acquire_lock(folder / LOCK)
-    except OSError as error:
-        raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
-    if lock is None:
-        raise OutputError(
-            f"cannot go on in {folder}: {lock_holder(folder / LOCK)} works there; wait for it, or choose another --out"
-        )
-    try:
-        yield
-    finally:
-        lock.release()
-        if is_new:
-            with suppress(OSError):
-                folder.rmdir()  # only if it is empty: nothing began
+    return lock_folder(
+        folder,
+        LOCK,
+        lambda holder: f"cannot go on in {folder}: {holder} works there; wait for it, or choose another --out",
+    )
 
 
 def start_over(folder: Path, names: Sequence[str]) -> None:

@@ -387,10 +387,10 @@ def test_what_was_begun_cannot_change(ran: Ran, capsys: pytest.CaptureFixture[st
 
 
 def test_a_second_one_waits(ran: Ran, capsys: pytest.CaptureFixture[str]) -> None:
-    from llamita.cli.steps import lock_folder
+    from llamita.cli.steps import lock_new
 
     make({"a.txt": TEXT})
-    with lock_folder(Path("runs/texts")):
+    with lock_new(Path("runs/texts")):
         assert main(["new", "texts", "-y"]) == 2
     assert "cannot go on in runs/texts: process" in capsys.readouterr().err and not ran
 
