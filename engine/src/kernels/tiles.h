@@ -34,14 +34,31 @@ INLINE void store_rows(const matmul_job *job, int64_t vector, int64_t column, fl
     else if (left > 0) store_first(out, left, sums);
 }
 
-/* Prefetches BYTES_AHEAD, because hardware prefetching stops at page boundaries. From memory, one
- * thread: Q8_0 from 14 to 19 GB/s, Q4_0 from 12 to 19 (plain reads reach 19 to 25). Only the first
- * tile of a panel prefetches; the others find it in the cache. Addresses may be past the end: a
- * prefetch does not fault. */
-INLINE void prefetch_ahead(panels p, size_t offset, size_t num_bytes) {
-    if (BYTES_AHEAD == 0) return;
+/* Which weights a tile prefetches, because hardware prefetching stops at page boundaries. A single
+ * tile of columns: those BYTES_AHEAD. From memory, one thread: Q8_0 from 14 to 19 GB/s, Q4_0 from 12
+ * to 19 (plain reads reach 19 to 25). Several tiles: those of the next vectors. Each tile prefetches
+ * every num_tiles-th step of them, so that memory works while all of them compute. */
+typedef struct {
+    size_t ahead;
+    int64_t num_tiles, steps_left; /* until the next prefetch */
+} prefetcher;
+
+INLINE prefetcher start_prefetcher(const matmul_job *job, int64_t column, const int vectors, const int max_columns) {
+    const int64_t tiles = (job->num_columns + max_columns - 1) / max_columns;
+    const size_t next = (size_t)(vectors * VECTOR_PANELS) * job->panel_bytes;
+    return (prefetcher){tiles == 1 ? BYTES_AHEAD : next, tiles, column * tiles / job->num_columns};
+}
+
+INLINE bool prefetches_now(prefetcher *f) {
+    if (BYTES_AHEAD == 0 || f->steps_left-- > 0) return false;
+    f->steps_left = f->num_tiles - 1;
+    return true;
+}
+
+/* Addresses may be past the end: a prefetch does not fault. */
+INLINE void prefetch(panels p, size_t offset, size_t num_bytes) {
     UNROLL for (int i = 0; i < VECTOR_PANELS; i++) for (size_t byte = 0; byte < num_bytes; byte += 64)
-        __builtin_prefetch((const void *)((uintptr_t)p.at[i] + offset + byte + BYTES_AHEAD), 0, 2);
+        __builtin_prefetch((const void *)((uintptr_t)p.at[i] + offset + byte), 0, 2);
 }
 
 /* The width of the next tile of `left` columns. Tiles are nearly equal: 8 columns are 4 and 4, not
@@ -83,7 +100,8 @@ INLINE void float_tile(const matmul_job *job, int64_t vector, int64_t column, co
     /* KV caches come in pieces that end before hardware prefetching starts: for 12 kv heads of 64
      * at 4,096 positions, F16 goes from 1.40 to 1.00 ms, Q8 from 1.23 to 0.42. F32 weights that are
      * already in the cache get slower by a seventh. */
-    const bool prefetches = format == PANEL_F16 || format == PANEL_I8;
+    const bool prefetches = format == PANEL_F16 || format == PANEL_I8 || job->num_columns > FLOAT_COLUMNS;
+    prefetcher fetch = start_prefetcher(job, column, vectors, FLOAT_COLUMNS);
     const int64_t k_bytes = (int64_t)panel_layout_of(format).element_bytes;
     panels weights[MAX_VECTORS];
     const float *columns_at[FLOAT_COLUMNS];
@@ -94,8 +112,8 @@ INLINE void float_tile(const matmul_job *job, int64_t vector, int64_t column, co
     UNROLL for (int v = 0; v < vectors; v++) UNROLL for (int c = 0; c < columns; c++) sums[v][c] = all_floats(0.0f);
     int64_t k = 0;
     for (; k + VALUES <= job->row_length; k += VALUES) {
-        if (prefetches && column == 0 && k % (64 / k_bytes) == 0)
-            UNROLL for (int v = 0; v < vectors; v++) prefetch_ahead(weights[v], (size_t)(k * k_bytes), 64);
+        if (prefetches && k % (64 / k_bytes) == 0 && prefetches_now(&fetch))
+            UNROLL for (int v = 0; v < vectors; v++) prefetch(weights[v], (size_t)(k * k_bytes) + fetch.ahead, 64);
         UNROLL for (int c = 0; c < columns; c++) value[c] = load_values(columns_at[c] + k);
         UNROLL for (int lane = 0; lane < VALUES; lane++)
             multiply_element(weights, k + lane, value, lane, vectors, columns, format, sums);
@@ -206,6 +224,7 @@ INLINE void block_tile(const matmul_job *job, int64_t vector, int64_t column, co
     const int64_t num_blocks = job->row_length / BLOCK_LENGTH;
     size_t code = 0, header = (size_t)num_blocks * layout.code_bytes,
            super = layout.super_bytes > 0 ? header + (size_t)num_blocks * layout.header_bytes : 0;
+    prefetcher fetch = start_prefetcher(job, column, vectors, BLOCK_COLUMNS);
     panels p[MAX_VECTORS];
     const activation_block *blocks[BLOCK_COLUMNS];
     floats sums[MAX_VECTORS][BLOCK_COLUMNS];
@@ -215,7 +234,10 @@ INLINE void block_tile(const matmul_job *job, int64_t vector, int64_t column, co
     for (int64_t b = 0; b < num_blocks; b++) {
         HIDDEN(super);
         integers whole[MAX_VECTORS][BLOCK_COLUMNS], second[MAX_VECTORS][BLOCK_COLUMNS];
-        if (column == 0) UNROLL for (int v = 0; v < vectors; v++) prefetch_ahead(p[v], code, layout.code_bytes);
+        if (prefetches_now(&fetch)) {
+            UNROLL for (int v = 0; v < vectors; v++) prefetch(p[v], code + fetch.ahead, layout.code_bytes);
+            UNROLL for (int v = 0; v < vectors; v++) prefetch(p[v], header + fetch.ahead, layout.header_bytes);
+        }
         if (format == PANEL_Q6_K) {
             sum_block(p, code, blocks, 0, 4, vectors, columns, format, whole);
             sum_block(p, code, blocks, 4, 8, vectors, columns, format, second);
