@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import fnmatch
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -179,7 +180,7 @@ class Bench:
             worker = self._start(name)
             worker.close()
             lines.append(": ".join(worker.info.values()))
-            self.names[name] = worker.info["name"]
+            self.names[name] = name_with_features(worker.info)
         return lines
 
     def _start(self, name: str, path: Path | None = None) -> Worker:
@@ -267,6 +268,12 @@ class Bench:
             return case.num_tokens / run_c(command, threads, r"achieved tok/s: ([\d.]+)")
 
         return measure
+
+
+def name_with_features(info: Mapping[str, Any]) -> str:
+    """A side's name for the record, with what llama.cpp's system_info says it was built with."""
+    features = " ".join(re.findall(r"(\w+) = 1\b", info.get("system", "")))
+    return f"{info['name']}, {features}" if features else str(info["name"])
 
 
 def setting_text(setting: Setting) -> str:
