@@ -26,7 +26,7 @@ static llamita_error error;
 
 /* ------------------------------------------------------------------ files */
 
-/* A llama2.c model (version 0, tied) of which 7 MB are beyond the part that is copied at once. */
+/* A llama2.c model (version 0, tied) of which 22 MB are beyond the part that is copied at once. */
 enum { HIDDEN = 256, FFN = 352, LAYERS = 2, HEADS = 4, VOCAB = 20000, CONTEXT = 16 };
 
 static char model_path[128];
@@ -56,7 +56,7 @@ static void check_logits(const llamita_model *model, const float *expected, cons
     llamita_session_close(session);
 }
 
-/* A model behind a program, 12 MB of it beyond the part that is copied at once, has the same logits. */
+/* A model behind a program, 22 MB of it beyond the part that is copied at once, has the same logits. */
 static void check_inside_program(const float *expected) {
     enum { PROGRAM_BYTES = 5 << 20 };
     static const char path[] = "llamita_test_platform_program";
@@ -142,7 +142,41 @@ static void test_file_cut_while_opening(void) {
     check_cut_while_opening(20000000, true);
     check_cut_while_opening(20000000, false);
 }
+
+/* What was kept of a file stays when it is cut; what was not can no longer be kept. offset: the
+ * contents begin there. */
+static void check_kept(size_t offset) {
+    enum { FILE_BYTES = 8 << 20 };
+    static const char path[] = "llamita_test_platform_kept";
+    unsigned char *bytes = allocate_or_die(FILE_BYTES);
+    char reason[PLATFORM_REASON_BYTES];
+    platform_file file;
+    for (size_t i = 0; i < FILE_BYTES; i++) bytes[i] = (unsigned char)(i * 7 + (i >> 12));
+    FILE *out = fopen(path, "wb");
+    REQUIRE(out && fwrite(bytes, 1, FILE_BYTES, out) == FILE_BYTES && fclose(out) == 0, "%s cannot be written", path);
+    REQUIRE(platform_file_open(path, false, &file, reason), "%s", reason);
+    if (offset > 0) platform_file_narrow(&file, offset, FILE_BYTES - offset - 100);
+    CHECK(platform_file_keep(&file, 1) && file.num_private_bytes < 2 << 20, "%zu bytes", file.num_private_bytes);
+    CHECK(platform_file_keep(&file, 2500001), "cannot keep a part");
+    CHECK(memcmp(file.bytes, bytes + offset, file.num_bytes) == 0, "other contents");
+    const size_t kept = file.num_private_bytes;
+    CHECK(kept >= 2500001 && kept < 5 << 20, "%zu bytes", kept);
+    REQUIRE(truncate(path, (long)(offset + kept + 200000)) == 0, "cannot cut %s", path);
+    CHECK(platform_file_keep(&file, kept) && !platform_file_keep(&file, kept + 300000), "keeping bytes that are cut");
+    REQUIRE(truncate(path, 0) == 0, "cannot cut %s", path);
+    CHECK(memcmp(file.bytes, bytes + offset, kept / 4096 * 4096 - 4096) == 0, "other contents after the file was cut");
+    platform_file_close(&file);
+    remove(path);
+    free(bytes);
+}
+
+static void test_file_kept(void) {
+    check_kept(0);
+    check_kept(100003); /* in the first copy */
+    check_kept(3000001);
+}
 #else
+static void test_file_kept(void) {}
 static void test_file_cut_while_opening(void) {}
 #endif
 
@@ -288,6 +322,7 @@ static void test_clock_and_memory(void) {
 int main(void) {
     test_file_cut_after_opening();
     test_file_cut_while_opening();
+    test_file_kept();
     test_paths();
     test_fork();
     test_processor();

@@ -11,6 +11,9 @@
 #include "runtime/error.h"
 #include "tokenizer/tokenizer.h"
 
+/* Of a tokenizer's file, so much is copied: the metadata of every model we know of (Llama 3: 8 MB). */
+#define MAX_TOKENIZER_BYTES ((size_t)16 << 20)
+
 static bool is_gguf(const void *bytes, size_t num_bytes) { return num_bytes >= 4 && memcmp(bytes, "GGUF", 4) == 0; }
 
 /* ---------------------------------------------------------------- tokenizer */
@@ -20,7 +23,10 @@ static llamita_status load_tokenizer(llamita_model *model, const char *path, con
     platform_file file;
     llamita_status status = file_open("tokenizer", path, false, &file, error);
     if (status) return status;
-    if (is_gguf(file.bytes, file.num_bytes)) {
+    if (!platform_file_keep(&file, file.num_bytes < MAX_TOKENIZER_BYTES ? file.num_bytes : MAX_TOKENIZER_BYTES)) {
+        status = error_set(error, LLAMITA_ERROR_IO, "cannot open tokenizer %s: the file was cut while it was read",
+                           error_path(path));
+    } else if (is_gguf(file.bytes, file.num_bytes)) {
         char *chat_template = NULL;
         status = gguf_read_tokenizer(file.bytes, file.num_bytes, path, pre, &model->tokenizer, &chat_template, error);
         if (!status && chat_template) {

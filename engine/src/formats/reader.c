@@ -49,6 +49,7 @@ double read_f64(const unsigned char *bytes) {
 
 bool reader_bytes(reader *from, uint64_t num_bytes, const unsigned char **bytes) {
     if (num_bytes > from->num_bytes - from->position) return false;
+    if (from->file && !platform_file_keep(from->file, from->position + (size_t)num_bytes)) return false;
     *bytes = from->bytes + from->position;
     from->position += (size_t)num_bytes;
     return true;

@@ -73,8 +73,8 @@ struct llamita_model {
 
     void *mapping; /* the whole file, read-only; NULL once the model is open */
     size_t mapping_bytes;
-    const platform_file *file; /* of the mapping; NULL: the mapping is memory */
-    platform_file *pieces;     /* of a GGUF in several files: those after the first, until the model is open */
+    platform_file *file;   /* of the mapping; NULL: the mapping is memory */
+    platform_file *pieces; /* of a GGUF in several files: those after the first, until the model is open */
     int32_t num_pieces;
     void *packed; /* all panels, then the rows of token_embedding; NULL before model_pack */
     size_t packed_bytes;
