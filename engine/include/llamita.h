@@ -85,6 +85,10 @@ typedef struct {
     const char *pre_tokenizer;  /* How a byte-level tokenizer splits text: a value for the key
                                    tokenizer.ggml.pre of a GGUF that lacks it or has a wrong one,
                                    such as "llama-bpe" for Llama 3. NULL: the file's. */
+    bool pack_later;            /* For the fastest first token: the first pass reads the weights from
+                                   the file, and the second packs them. The file stays open and must
+                                   not be changed or cut until the second pass has begun; if it is
+                                   cut, that pass fails with LLAMITA_ERROR_IO. */
 } llamita_model_params;
 
 typedef struct {

@@ -19,7 +19,7 @@
 #endif
 
 #include "api/model_load.h"
-#include "model/model.h"
+#include "model/model_pack.h"
 #include "random_model.h"
 
 static llamita_error error;
@@ -83,6 +83,30 @@ static void check_inside_program(const float *expected) {
     CHECK(remove(path) == 0, "%s cannot be removed", path);
 }
 
+/* A model that its passes pack: the first reads rows of the file, the second packs, and the third
+ * reads panels. The session that comes second has three threads. */
+static void check_packed_later(const float *expected) {
+    const llamita_model_params params = {.pack_later = true};
+    llamita_model *model = NULL;
+    for (int first_threads = 1; first_threads <= 2; first_threads++) {
+        REQUIRE(llamita_model_open(model_path, &params, &model, &error) == LLAMITA_OK, "%s", error.message);
+        llamita_session *session = open_session(model, first_threads);
+        for (int pass = 0; pass < 3; pass++) {
+            const bool packed = model->output.panels;
+            CHECK(packed == (pass > 1), "pass %d begins with panels: %d", pass, packed);
+            CHECK(llamita_session_feed(session, ids, NUM_IDS, &error) == LLAMITA_OK, "%s", error.message);
+            CHECK(memcmp(llamita_session_logits(session), expected, VOCAB * sizeof *expected) == 0,
+                  "pass %d: other logits", pass);
+            CHECK(llamita_session_rewind(session, 0, &error) == LLAMITA_OK, "%s", error.message);
+        }
+        llamita_session_close(session);
+        check_logits(model, expected, "packed by a pass");
+        llamita_model_close(model);
+    }
+    REQUIRE(llamita_model_open(model_path, &params, &model, &error) == LLAMITA_OK, "%s", error.message);
+    llamita_model_close(model); /* before it is packed */
+}
+
 /* Once it is open, a model does not need its file. */
 static void test_file_cut_after_opening(void) {
     llamita_model *model = NULL;
@@ -94,6 +118,7 @@ static void test_file_cut_after_opening(void) {
     memcpy(expected, llamita_session_logits(session), VOCAB * sizeof *expected);
     llamita_session_close(session);
     check_inside_program(expected);
+    check_packed_later(expected);
 
     FILE *out = fopen(model_path, "wb"); /* cuts it to nothing */
     REQUIRE(out && fclose(out) == 0, "%s cannot be cut", model_path);
@@ -138,9 +163,33 @@ static void check_cut_while_opening(long num_bytes, bool fill_first) {
     remove(model_path);
 }
 
+/* A file that is cut before the first pass, or before the one that packs. */
+static void check_cut_before_pass(int pass) {
+    const llamita_model_params params = {.pack_later = true};
+    llamita_model *model = NULL;
+    write_model();
+    REQUIRE(llamita_model_open(model_path, &params, &model, &error) == LLAMITA_OK, "%s", error.message);
+    llamita_session *session = open_session(model, 2), *other = open_session(model, 1);
+    for (int i = 0; i < pass; i++) REQUIRE(!llamita_session_feed(session, ids, 1, &error), "%s", error.message);
+    cut_to(2000000);
+    for (int i = 0; i < 2; i++) {
+        const llamita_status status = llamita_session_feed(i ? other : session, ids, NUM_IDS, &error);
+        CHECK(status == LLAMITA_ERROR_IO && strstr(error.message, "the file was cut while it was read"), "%d %s",
+              status, error.message);
+    }
+    CHECK(llamita_session_position(session) == pass, "%d tokens are in use", llamita_session_position(session));
+    CHECK(llamita_session_save(session, "unused", &error) != LLAMITA_OK, "saved");
+    llamita_session_close(session);
+    llamita_session_close(other);
+    llamita_model_close(model);
+    remove(model_path);
+}
+
 static void test_file_cut_while_opening(void) {
     check_cut_while_opening(20000000, true);
     check_cut_while_opening(20000000, false);
+    check_cut_before_pass(0);
+    check_cut_before_pass(1);
 }
 
 /* What was kept of a file stays when it is cut; what was not can no longer be kept. offset: the

@@ -7,7 +7,7 @@
 #include "formats/file.h"
 #include "formats/formats.h"
 #include "kernels/kernels.h"
-#include "model/model.h"
+#include "model/model_pack.h"
 #include "runtime/error.h"
 #include "tokenizer/tokenizer.h"
 
@@ -113,15 +113,22 @@ static void run_tokenizer_task(void *argument) {
         model_fill_tokenizer(task->model, task->path, task->tokenizer_path, task->pre_tokenizer, &task->error);
 }
 
-/* Packs the weights while one thread reads the tokenizer. */
-static llamita_status pack_beside_tokenizer(llamita_model *model, const char *path, const llamita_model_params *params,
-                                            llamita_error *error) {
+/* Packs the weights while one thread reads the tokenizer, or leaves them to the passes. */
+static llamita_status pack_and_read_tokenizer(llamita_model *model, const char *path,
+                                              const llamita_model_params *params, platform_file *file,
+                                              llamita_error *error) {
     tokenizer_task task = {.model = model, .path = path};
     if (params) {
         task.tokenizer_path = params->tokenizer_path;
         task.pre_tokenizer = params->pre_tokenizer;
     }
-    const llamita_status packed = model_pack(model, path, run_tokenizer_task, &task, error);
+    llamita_status packed = LLAMITA_OK;
+    if (!params || !params->pack_later) {
+        packed = model_pack(model, path, run_tokenizer_task, &task, error);
+    } else {
+        run_tokenizer_task(&task);
+        if (!task.status) packed = model_pack_later(model, path, file, error);
+    }
     if (task.status && error) *error = task.error;
     return task.status ? task.status : packed;
 }
@@ -144,11 +151,13 @@ llamita_status llamita_model_open(const char *path, const llamita_model_params *
     opened->mapping_bytes = file.num_bytes;
     opened->file = &file;
     status = model_fill(opened, path, params ? params->kernels : NULL, error);
-    status = status ? status : pack_beside_tokenizer(opened, path, params, error);
-    model_close_pieces(opened);
-    platform_file_close(&file);
+    status = status ? status : pack_and_read_tokenizer(opened, path, params, &file, error);
     opened->mapping = NULL;
-    opened->file = NULL;
+    if (!opened->late) {
+        model_close_pieces(opened);
+        platform_file_close(&file);
+        opened->file = NULL;
+    }
     if (status) {
         llamita_model_close(opened);
         return status;
