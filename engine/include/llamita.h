@@ -86,9 +86,9 @@ typedef struct {
                                    tokenizer.ggml.pre of a GGUF that lacks it or has a wrong one,
                                    such as "llama-bpe" for Llama 3. NULL: the file's. */
     bool pack_later;            /* For the fastest first token: the first pass reads the weights from
-                                   the file, and the second packs them. The file stays open and must
-                                   not be changed or cut until the second pass has begun; if it is
-                                   cut, that pass fails with LLAMITA_ERROR_IO. */
+                                   the file, if it is short, and the second packs them. Until then the
+                                   file stays open and must not be changed (if it is cut, passes fail
+                                   with LLAMITA_ERROR_IO), and no other thread may fork. */
 } llamita_model_params;
 
 typedef struct {

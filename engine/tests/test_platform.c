@@ -83,6 +83,40 @@ static void check_inside_program(const float *expected) {
     CHECK(remove(path) == 0, "%s cannot be removed", path);
 }
 
+typedef struct {
+    const llamita_model *model;
+    const float *expected;
+    int num_threads;
+} pass_job;
+
+static void run_passes(void *argument) {
+    const pass_job *job = argument;
+    llamita_session *session = open_session(job->model, job->num_threads);
+    llamita_error failure = {0};
+    for (int pass = 0; pass < 2; pass++) {
+        CHECK(llamita_session_feed(session, ids, NUM_IDS, &failure) == LLAMITA_OK, "%s", failure.message);
+        CHECK(memcmp(llamita_session_logits(session), job->expected, VOCAB * sizeof *job->expected) == 0,
+              "pass %d: other logits", pass);
+        CHECK(llamita_session_rewind(session, 0, &failure) == LLAMITA_OK, "%s", failure.message);
+    }
+    llamita_session_close(session);
+}
+
+/* Sessions of several threads begin at once. */
+static void check_packed_beside(const llamita_model *model, const float *expected) {
+    enum { NUM_JOBS = 3 };
+    platform_thread threads[NUM_JOBS];
+    pass_job jobs[NUM_JOBS];
+    for (int i = 0; i < NUM_JOBS; i++) {
+        jobs[i] = (pass_job){model, expected, 1 + i % 2};
+        if (!platform_thread_start(&threads[i], run_passes, &jobs[i])) {
+            CHECK(i == 0, "thread %d does not start", i); /* WASI has none */
+            return;
+        }
+    }
+    for (int i = 0; i < NUM_JOBS; i++) platform_thread_join(&threads[i]);
+}
+
 /* A model that its passes pack: the first reads rows of the file, the second packs, and the third
  * reads panels. The session that comes second has three threads. */
 static void check_packed_later(const float *expected) {
@@ -105,6 +139,9 @@ static void check_packed_later(const float *expected) {
     }
     REQUIRE(llamita_model_open(model_path, &params, &model, &error) == LLAMITA_OK, "%s", error.message);
     llamita_model_close(model); /* before it is packed */
+    REQUIRE(llamita_model_open(model_path, &params, &model, &error) == LLAMITA_OK, "%s", error.message);
+    check_packed_beside(model, expected);
+    llamita_model_close(model);
 }
 
 /* Once it is open, a model does not need its file. */

@@ -115,7 +115,7 @@ static void run_tokenizer_task(void *argument) {
 
 /* Packs the weights while one thread reads the tokenizer, or leaves them to the passes. */
 static llamita_status pack_and_read_tokenizer(llamita_model *model, const char *path,
-                                              const llamita_model_params *params, platform_file *file,
+                                              const llamita_model_params *params, const platform_file *file,
                                               llamita_error *error) {
     tokenizer_task task = {.model = model, .path = path};
     if (params) {
@@ -168,6 +168,7 @@ llamita_status llamita_model_open(const char *path, const llamita_model_params *
 
 void llamita_model_close(llamita_model *model) {
     if (!model) return;
+    model_free_late(model);
     model_clear(model);
     free(model);
 }

@@ -10,9 +10,9 @@
 typedef struct reader {
     const unsigned char *bytes;
     size_t num_bytes;
-    size_t position;     /* <= num_bytes */
-    const char *what;    /* "model", "tokenizer" or "adapter", for messages */
-    const char *path;    /* for messages */
+    size_t position;  /* <= num_bytes */
+    const char *what; /* "model", "tokenizer" or "adapter", for messages */
+    const char *path; /* for messages */
     llamita_error *error;
     platform_file *file; /* keeps what is read; NULL: the bytes are in memory */
 } reader;

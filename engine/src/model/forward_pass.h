@@ -63,7 +63,7 @@ struct forward {
         activations attention_out; /* [SMALL_PASS_TOKENS, H*S] */
         float *attention_scratch;
         row_scratch rows; /* until the weights are packed */
-    } *thread_buffers; /* [threads] */
+    } *thread_buffers;    /* [threads] */
 };
 
 /* Rows [begin, end) of a matrix. */

@@ -118,7 +118,6 @@ void model_describe(llamita_model *model) {
 
 void model_clear(llamita_model *model) {
     model_close_pieces(model);
-    model_free_late(model);
     tokenizer_free(model->tokenizer);
     free(model->chat_template);
     free(model->system_prompt);

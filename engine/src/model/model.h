@@ -111,7 +111,6 @@ void model_describe(llamita_model *model);
 void model_clear(llamita_model *model);
 
 void model_close_pieces(llamita_model *model);
-void model_free_late(llamita_model *model);
 
 /* Copies bytes at this place of the mapping, or of other memory. False: they are not in the file any
  * more. */

@@ -70,7 +70,8 @@ static void pack_panels(pack_job *job, const tensor *t, int64_t first, int64_t l
         const int64_t end = panel + at_once < last ? panel + at_once : last;
         const int64_t left = t->num_rows - panel * PANEL_ROWS, wanted = (end - panel) * PANEL_ROWS;
         const int64_t num_rows = wanted < left ? wanted : left;
-        if (!read_rows(job->model, t, panel * PANEL_ROWS, num_rows, scratch)) atomic_store(&job->status, LLAMITA_ERROR_IO);
+        if (!read_rows(job->model, t, panel * PANEL_ROWS, num_rows, scratch))
+            atomic_store(&job->status, LLAMITA_ERROR_IO);
         else if (!panel_pack(t->type, scratch, t->row_bytes, num_rows, t->row_length, 0, end - panel,
                              panels + (size_t)panel * t->panel_bytes))
             atomic_store(&job->status, LLAMITA_ERROR_MEMORY);
@@ -235,7 +236,8 @@ struct late_pack {
     atomic_bool packed;
 };
 
-llamita_status model_pack_later(llamita_model *model, const char *path, platform_file *file, llamita_error *error) {
+llamita_status model_pack_later(llamita_model *model, const char *path, const platform_file *file,
+                                llamita_error *error) {
     late_pack *late = calloc(1, sizeof *late);
     char *copy = malloc(strlen(path) + 1);
     if (!late || !copy) {
@@ -246,7 +248,6 @@ llamita_status model_pack_later(llamita_model *model, const char *path, platform
     strcpy(copy, path);
     late->path = copy;
     late->file = *file;
-    *file = (platform_file){.handle = -1};
     model->file = &late->file;
     model->late = late;
     platform_mutex_init(&late->mutex);

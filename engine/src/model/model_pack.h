@@ -13,9 +13,10 @@ typedef void model_task(void *argument);
 llamita_status model_pack(llamita_model *model, const char *path, model_task *task, void *argument,
                           llamita_error *error);
 
-/* Only allocates: the passes pack. The model takes over the file, which is closed and zeroed for the
- * caller, unless this fails. */
-llamita_status model_pack_later(llamita_model *model, const char *path, platform_file *file, llamita_error *error);
+/* Only allocates: the passes pack. Once model->late is set, even on failure, the file belongs to it. */
+llamita_status model_pack_later(llamita_model *model, const char *path, const platform_file *file,
+                                llamita_error *error);
+void model_free_late(llamita_model *model);
 
 /* Whoever reads matrices, or the embedding, does so between these two, on one thread or on the
  * threads of the pool. The first use may read the file's rows instead of panels: a short pass takes
@@ -38,7 +39,8 @@ typedef struct {
 const void *model_file_rows(const llamita_model *model, const tensor *t, int64_t first, int64_t num_rows,
                             row_scratch *scratch);
 
-/* Packs rows [first, last) of a matrix to scratch->panels. first: a multiple of 8. Returns false as above. */
+/* Packs rows [first, last) of a matrix to scratch->panels; first is a multiple of 8. False: failed, as
+ * above. */
 bool model_pack_rows(const llamita_model *model, const tensor *t, int64_t first, int64_t last, row_scratch *scratch);
 void model_free_scratch(row_scratch *scratch);
 

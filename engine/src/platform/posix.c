@@ -96,12 +96,13 @@ static bool fill(platform_file *file, bool whole, char *reason) {
 
 /* Doubles the copy, so that a long one takes few calls. */
 bool platform_file_keep(platform_file *file, size_t num_bytes) {
-    const size_t kept = file->num_private_bytes, page = (size_t)sysconf(_SC_PAGESIZE);
+    const size_t kept = file->num_private_bytes;
     if (num_bytes <= kept) return true;
     const size_t doubled = kept + (kept > PRIVATE_BYTES ? kept : PRIVATE_BYTES);
     const size_t wanted = file->before + (doubled > num_bytes ? doubled : num_bytes);
     const size_t all = file->before + file->num_bytes, rounded = round_to_page(wanted);
-    const size_t begin = (file->before + kept) / page * page, end = rounded < all ? rounded : all;
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), begin = (file->before + kept) / page * page;
+    const size_t end = rounded < all ? rounded : all;
     const platform_file whole = {.bytes = (char *)file->bytes - file->before, .handle = file->handle};
     if (!copy_part(&whole, begin, end)) return false;
     file->num_private_bytes = end - file->before;
