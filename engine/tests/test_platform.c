@@ -19,6 +19,7 @@
 #endif
 
 #include "api/model_load.h"
+#include "formats/gguf.h"
 #include "model/model_pack.h"
 #include "random_model.h"
 
@@ -256,7 +257,37 @@ static void check_kept(size_t offset) {
     free(bytes);
 }
 
+/* Metadata of 3 MB: what is read of it is kept, and what was cut before is an error. */
+static void check_long_metadata(bool cut) {
+    enum { TEXT_BYTES = 3 << 20 };
+    static const char path[] = "llamita_test_platform_metadata";
+    const uint64_t no_tensors = 0, one = 1, key_bytes = 1, text_bytes = TEXT_BYTES;
+    const uint32_t version = 3, type = GGUF_STRING;
+    char *text = allocate_or_die(TEXT_BYTES), reason[PLATFORM_REASON_BYTES];
+    memset(text, 't', TEXT_BYTES);
+    FILE *out = fopen(path, "wb");
+    REQUIRE(out && fwrite("GGUF", 4, 1, out) && fwrite(&version, 4, 1, out) && fwrite(&no_tensors, 8, 1, out) &&
+                fwrite(&one, 8, 1, out) && fwrite(&key_bytes, 8, 1, out) && fwrite("k", 1, 1, out) &&
+                fwrite(&type, 4, 1, out) && fwrite(&text_bytes, 8, 1, out) && fwrite(text, TEXT_BYTES, 1, out) &&
+                fclose(out) == 0,
+            "%s cannot be written", path);
+    platform_file file;
+    REQUIRE(platform_file_open(path, false, &file, reason), "%s", reason);
+    if (cut) REQUIRE(truncate(path, 2000000) == 0, "cannot cut %s", path);
+    const reader from = {file.bytes, file.num_bytes, 0, "model", path, &error, &file};
+    gguf_file parsed;
+    const llamita_status status = gguf_parse(&parsed, &from);
+    CHECK(status == (cut ? LLAMITA_ERROR_FORMAT : LLAMITA_OK), "%d %s", status, error.message);
+    CHECK(cut || file.num_private_bytes == file.num_bytes, "%zu bytes are kept", file.num_private_bytes);
+    gguf_free(&parsed);
+    platform_file_close(&file);
+    remove(path);
+    free(text);
+}
+
 static void test_file_kept(void) {
+    check_long_metadata(false);
+    check_long_metadata(true);
     check_kept(0);
     check_kept(100003); /* in the first copy */
     check_kept(3000001);
