@@ -165,8 +165,8 @@ def load(
     """Open a model file; without a path, the story model that comes with the package.
 
     tokenizer: a llama2.c tokenizer.bin (llama2.c models need one), or a GGUF to take it from.
-    kernels: "auto" (also None), "scalar", "avx2", "avxvnni", "avx512", "neon", "dotprod". pre: a value for
-    tokenizer.ggml.pre of a GGUF that lacks it, such as "llama-bpe".
+    kernels: "auto" (also None), "scalar", "avx2", "avxvnni", "avx512", "neon", "dotprod", "i8mm".
+    pre: a value for tokenizer.ggml.pre of a GGUF that lacks it, such as "llama-bpe".
     Raises EngineError for a bad file.
     """
     if path is None and not PACKAGED_MODEL.is_file():
