@@ -192,7 +192,7 @@ def processor_name() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model")))
     flags = next((line.split() for line in lines if line.startswith(("flags", "Features"))), [])
-    known = [flag for flag in ("avx2", "avx_vnni", "avx512f", "asimddp") if flag in flags]
+    known = [flag for flag in ("avx2", "avx_vnni", "avx512f", "asimddp", "i8mm") if flag in flags]
     return f"{next(names, platform.machine())} ({' '.join(known)})"
 
 

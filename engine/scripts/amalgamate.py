@@ -29,6 +29,7 @@ TARGETS = {
     "kernels_avx512.c": ("__x86_64__", "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", ""),
     "quantize_avx2.c": ("__x86_64__", "avx2,f16c", ""),
     "kernels_dotprod.c": ("__aarch64__", "dotprod", "LLAMITA_HAS_DOTPROD"),
+    "kernels_i8mm.c": ("__aarch64__", "dotprod,i8mm", "LLAMITA_HAS_I8MM"),
 }
 
 # Names that headers of a system take, from files that do not include those.
@@ -75,6 +76,7 @@ PROLOGUE = """\
 #endif
 #if defined(__aarch64__) && (!defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_DOTPROD))
 #define LLAMITA_HAS_DOTPROD
+#define LLAMITA_HAS_I8MM
 #endif
 """
 
@@ -298,7 +300,7 @@ class Amalgamation:
         target = TARGETS.get(Path(name).name)
         if target:
             processor, sets, needed = target
-            gcc_sets = f"arch=armv8.2-a+{sets}" if processor == "__aarch64__" else sets
+            gcc_sets = f"arch=armv8.2-a+{sets.replace(',', '+')}" if processor == "__aarch64__" else sets
             condition = f"defined({processor})" + (f" && defined({needed})" if needed else "")
             # System headers go first: a compiler's own define what they offer by the options they meet.
             system = "\n".join(dict.fromkeys(SYSTEM_INCLUDE.findall(text)))

@@ -107,8 +107,9 @@ static void test_matmul(void) {
 }
 
 /* Blocks that overflow 16 bits in careless kernels: the largest codes with the largest values. The
- * result is exact. */
+ * result is exact, in a column alone and in many of the same. */
 static void test_extreme_blocks(void) {
+    enum { COLUMNS = 8 };
     static const struct {
         panel_format format;
         int lowest, highest, zero, step; /* of codes; the code of 0; the scale of a block */
@@ -133,18 +134,19 @@ static void test_extreme_blocks(void) {
                         panel_put_scale(header, r, &one);
                     }
                 }
-                float values[BLOCK_LENGTH], out[PANEL_ROWS];
+                float values[BLOCK_LENGTH], out[COLUMNS * PANEL_ROWS];
                 for (int j = 0; j < BLOCK_LENGTH; j++) values[j] = (float)activation;
                 activation_block block;
                 kernels_scalar.quantize(values, BLOCK_LENGTH, &block);
                 const float expected = (float)(32 * (code - cases[i].zero) * activation * cases[i].step);
-                for (int t = 0; t < num_tables; t++) {
-                    tables[t]->matmul[cases[i].format](&(matmul_job){panel, sizeof panel, PANEL_ROWS, BLOCK_LENGTH,
-                                                                     &block, sizeof block, 1, out, PANEL_ROWS});
-                    for (int r = 0; r < PANEL_ROWS; r++)
-                        CHECK(out[r] == expected, "%s format %d: %g, expected %g", tables[t]->name, cases[i].format,
-                              (double)out[r], (double)expected);
-                }
+                for (int t = 0; t < num_tables; t++)
+                    for (int columns = 1; columns <= COLUMNS; columns++) {
+                        tables[t]->matmul[cases[i].format](&(matmul_job){panel, sizeof panel, PANEL_ROWS, BLOCK_LENGTH,
+                                                                         &block, 0, columns, out, PANEL_ROWS});
+                        for (int r = 0; r < columns * PANEL_ROWS; r++)
+                            CHECK(out[r] == expected, "%s format %d, %d columns: %g, expected %g", tables[t]->name,
+                                  cases[i].format, columns, (double)out[r], (double)expected);
+                    }
             }
 }
 
@@ -176,6 +178,7 @@ static void fill_panel(panel_format format, float a, uint8_t *panel) {
 /* Sums whose double is halfway between two floats though the exact sum is not: kernels without fma
  * must not round twice. */
 static void test_halfway_sums(void) {
+    enum { COLUMNS = 6 };
     static const struct {
         panel_format format;
         int num_weights;
@@ -191,17 +194,18 @@ static void test_halfway_sums(void) {
             const float expected = fmaf(a, b, sum);
             num_halfway += (float)((double)a * (double)b + (double)sum) != expected;
             _Alignas(64) uint8_t panel[1024] = {0};
-            float values[8] = {sum, b}, out[PANEL_ROWS];
+            float values[8] = {sum, b}, out[COLUMNS * PANEL_ROWS];
             activation_block blocks[2] = {
                 {.scale = sum, .scaled_sum = sum, .eight_sums = 8, .sums_of_half = 32, .values = {1}},
                 {.scale = b, .scaled_sum = b, .eight_sums = 8, .sums_of_half = 32, .values = {1}}};
             fill_panel(format, a, panel);
             const bool quantized = panel_is_quantized(format);
-            for (int t = 0; t < num_tables; t++) {
+            for (int j = 0; j < 2 * num_tables; j++) {
+                const int t = j / 2, columns = j % 2 ? COLUMNS : 1;
                 tables[t]->matmul[format](&(matmul_job){panel, sizeof panel, PANEL_ROWS, quantized ? 64 : 8,
-                                                        quantized ? (void *)blocks : values, sizeof blocks, 1, out,
+                                                        quantized ? (void *)blocks : values, 0, columns, out,
                                                         PANEL_ROWS});
-                for (int r = 0; r < PANEL_ROWS; r++)
+                for (int r = 0; r < columns * PANEL_ROWS; r++)
                     CHECK(out[r] == expected, "%s format %d: %a * %a + %a = %a, expected %a", tables[t]->name, format,
                           (double)a, (double)b, (double)sum, (double)out[r], (double)expected);
             }
@@ -435,7 +439,7 @@ static void test_select(void) {
 }
 
 int main(void) {
-    static const char *const others[] = {"avx2", "avxvnni", "avx512", "neon", "dotprod", "simd128", "relaxed"};
+    static const char *const others[] = {"avx2", "avxvnni", "avx512", "neon", "dotprod", "i8mm", "simd128", "relaxed"};
     tables[num_tables++] = &kernels_scalar;
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
         if (kernels_select(others[i]) != NULL) tables[num_tables++] = kernels_select(others[i]);

@@ -16,8 +16,8 @@ import llamita
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPILER, QEMU = "aarch64-linux-gnu-gcc", "qemu-aarch64-static"
-# Processors that qemu knows: the newest, and one without the dot product extension.
-NEWEST, PLAIN = "max", "cortex-a72"
+# Processors that qemu knows: the newest, one without the i8mm extension, and one without dot products either.
+NEWEST, DOTPROD, PLAIN = "max", "cortex-a76", "cortex-a72"
 KV_TYPES = ("f16", "f32", "q8")  # in the order of llamita_kv_type
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_1", "q4_k", "q5_k", "q6_k")
 
@@ -57,7 +57,7 @@ def logits_on(processor: str, build: Path, model: Path, kernels: str, kv_type: s
 
 
 def test_every_kernel_gives_the_bits_of_the_oracle(arm_build: Path) -> None:
-    """Of both tables: which of them exist on this processor is asked below."""
+    """Of all tables: which of them exist on this processor is asked below."""
     done = run_on(NEWEST, arm_build / "test_kernels")
     assert done.returncode == 0, (done.stdout + done.stderr).decode()
 
@@ -74,7 +74,7 @@ def test_the_same_logits_as_here(
         assert model.info.weight_type == type.upper()
         expected = model.logits(ids, kv_type=kv_type)
     assert np.abs(expected).max() > 1  # the comparison is of something
-    for kernels in ("dotprod", "neon"):
+    for kernels in ("i8mm", "dotprod", "neon"):
         found = logits_on(NEWEST, arm_build, tmp_path / "model.gguf", kernels, kv_type, ids)
         np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32), err_msg=kernels)
 
@@ -82,12 +82,13 @@ def test_the_same_logits_as_here(
 def test_kernels_are_those_that_the_processor_has(
     arm_build: Path, make_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Without the dot product extension there are plain NEON kernels; the name of what is missing is refused."""
+    """Without an extension there are the kernels that do without it; the name of what is missing is refused."""
     llamita.export(make_checkpoint(tmp_path / "checkpoint"), tmp_path / "model.gguf", "q8_0", verify=False)
     expected = logits_on(PLAIN, arm_build, tmp_path / "model.gguf", "scalar", "f16", [0, 5, 6])
-    for processor, kernels in ((NEWEST, "dotprod"), (NEWEST, "auto"), (PLAIN, "neon"), (PLAIN, "auto")):
+    found_kernels = {NEWEST: "i8mm", DOTPROD: "dotprod", PLAIN: "neon"}
+    for processor, kernels in [*found_kernels.items(), *((processor, "auto") for processor in found_kernels)]:
         found = logits_on(processor, arm_build, tmp_path / "model.gguf", kernels, "f16", [0, 5, 6])
         np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32), err_msg=f"{processor} {kernels}")
-    for processor, kernels in ((PLAIN, "dotprod"), (NEWEST, "avx2")):
+    for processor, kernels in ((DOTPROD, "i8mm"), (PLAIN, "dotprod"), (NEWEST, "avx2")):
         done = run_on(processor, arm_build / "print_logits", tmp_path / "model.gguf", kernels, 1, 0, 0)
         assert done.returncode == 2 and b"kernels: expected auto, scalar or" in done.stderr

@@ -79,6 +79,7 @@ extern const kernels kernels_avx512;  /* AVX-512 F, BW, DQ, VL and VNNI */
 #elif defined(__aarch64__)
 extern const kernels kernels_neon;    /* any AArch64 processor */
 extern const kernels kernels_dotprod; /* plus dot products; needs LLAMITA_HAS_DOTPROD */
+extern const kernels kernels_i8mm;    /* plus products of 8-bit matrices; needs LLAMITA_HAS_I8MM */
 #elif defined(__wasm_simd128__)
 extern const kernels kernels_wasm; /* "simd128", or "relaxed" where compiled for relaxed SIMD */
 /* Whether their sums are those of fma: relaxed_madd rounds once or twice, always the same way on one

@@ -17,6 +17,9 @@ static int find_tables(const kernels *tables[MAX_TABLES]) {
 #endif
     if (platform_has_avx2()) tables[count++] = &kernels_avx2;
 #elif defined(__aarch64__)
+#if defined(LLAMITA_HAS_I8MM)
+    if (platform_has_arm_dot_product() && platform_has_arm_i8mm()) tables[count++] = &kernels_i8mm;
+#endif
 #if defined(LLAMITA_HAS_DOTPROD)
     if (platform_has_arm_dot_product()) tables[count++] = &kernels_dotprod;
 #endif

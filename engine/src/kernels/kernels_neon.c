@@ -1,11 +1,12 @@
 /* kernels_neon.c: the kernels for 64-bit ARM processors (NEON). kernels_dotprod.c compiles this
  * file again for those with the dot product extension (SDOT: ARMv8.2 and later, Apple silicon, most
- * cores since 2018); only the products of quads differ.
+ * cores since 2018); only the products of quads differ. kernels_i8mm.c builds on the latter.
  *
  * The eight rows of a panel are two vectors of four, its halves. */
+#include "kernels/kernels_neon.h"
+
 #include "kernels/float_math.h"
 #include "kernels/inline.h"
-#include "kernels/kernels.h"
 
 #if defined(__aarch64__)
 #include <arm_neon.h>
@@ -208,7 +209,15 @@ INLINE void start_products(products *sum, int32_t start, const activation_block 
     EACH_HALF(h) sum->whole.half[h] = vdupq_n_s32(start);
 }
 
+#define OWN_FLOAT_MATMUL
 #include "kernels/tiles.h"
+
+#if !defined(KERNELS_DOTPROD) /* what the tables share */
+
+void neon_matmul_f32(const matmul_job *job) { float_matmul(job, PANEL_F32); }
+void neon_matmul_f16(const matmul_job *job) { float_matmul(job, PANEL_F16); }
+void neon_matmul_bf16(const matmul_job *job) { float_matmul(job, PANEL_BF16); }
+void neon_matmul_i8(const matmul_job *job) { float_matmul(job, PANEL_I8); }
 
 /* ------------------------------------------------------------------ vectors */
 
@@ -218,7 +227,7 @@ INLINE float sum_lanes(floats lanes) {
     return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
 }
 
-static void quantize(const float *values, int64_t length, activation_block *blocks) {
+void neon_quantize(const float *values, int64_t length, activation_block *blocks) {
     const uint32x4_t no_sign = vdupq_n_u32(0x7fffffffu);
     for (int64_t b = 0; b < length / BLOCK_LENGTH; b++, values += BLOCK_LENGTH, blocks++) {
         float32x4_t part[8];
@@ -253,13 +262,13 @@ static void quantize(const float *values, int64_t length, activation_block *bloc
     }
 }
 
-static void to_halves(const float *values, int64_t length, uint16_t *halves) {
+void neon_to_halves(const float *values, int64_t length, uint16_t *halves) {
     int64_t i = 0;
     for (; i + 4 <= length; i += 4) vst1_u16(halves + i, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(values + i))));
     for (; i < length; i++) halves[i] = half_from_float(values[i]);
 }
 
-static float sum_of_squares(const float *values, int64_t length) {
+float neon_sum_of_squares(const float *values, int64_t length) {
     floats sums = all_floats(0.0f);
     int64_t i = 0;
     for (; i + LANES <= length; i += LANES) {
@@ -270,7 +279,7 @@ static float sum_of_squares(const float *values, int64_t length) {
     return sum_lanes(multiply_add(value, value, sums));
 }
 
-static float maximum(const float *values, int64_t length) {
+float neon_maximum(const float *values, int64_t length) {
     float32x4_t largest = vdupq_n_f32(-INFINITY);
     int64_t i = 0;
     for (; i + 4 <= length; i += 4) {
@@ -310,7 +319,7 @@ INLINE floats add_floats(floats a, floats b) {
     return (floats){{vaddq_f32(a.half[0], b.half[0]), vaddq_f32(a.half[1], b.half[1])}};
 }
 
-static float exp_and_sum(float *values, int64_t length, float shift) {
+float neon_exp_and_sum(float *values, int64_t length, float shift) {
     floats sums = all_floats(0.0f);
     int64_t i = 0;
     for (; i + LANES <= length; i += LANES) {
@@ -333,14 +342,16 @@ INLINE floats swiglu_lanes(floats gate, floats up) {
     return gate;
 }
 
-static void swiglu(float *gate, const float *up, int64_t length) {
+void neon_swiglu(float *gate, const float *up, int64_t length) {
     int64_t i = 0;
     for (; i + LANES <= length; i += LANES)
         store_floats(gate + i, swiglu_lanes(load_floats(gate + i), load_floats(up + i)));
     if (i == length) return;
     store_first(gate + i, length - i, swiglu_lanes(load_first(gate + i, length - i), load_first(up + i, length - i)));
 }
+#endif
 
+#if !defined(OWN_BLOCK_MATMUL)
 #if defined(KERNELS_DOTPROD)
 const kernels kernels_dotprod = {
     .name = "dotprod",
@@ -348,13 +359,14 @@ const kernels kernels_dotprod = {
 const kernels kernels_neon = {
     .name = "neon",
 #endif
-    .matmul = {matmul_f32, matmul_f16, matmul_bf16, matmul_i8, matmul_q8_0, matmul_q4_0, matmul_q4_1, matmul_q5_1,
-               matmul_q4_k, matmul_q5_k, matmul_q6_k},
-    .quantize = quantize,
-    .to_halves = to_halves,
-    .sum_of_squares = sum_of_squares,
-    .maximum = maximum,
-    .exp_and_sum = exp_and_sum,
-    .swiglu = swiglu,
+    .matmul = {neon_matmul_f32, neon_matmul_f16, neon_matmul_bf16, neon_matmul_i8, matmul_q8_0, matmul_q4_0,
+               matmul_q4_1, matmul_q5_1, matmul_q4_k, matmul_q5_k, matmul_q6_k},
+    .quantize = neon_quantize,
+    .to_halves = neon_to_halves,
+    .sum_of_squares = neon_sum_of_squares,
+    .maximum = neon_maximum,
+    .exp_and_sum = neon_exp_and_sum,
+    .swiglu = neon_swiglu,
 };
+#endif
 #endif

@@ -77,8 +77,12 @@ INLINE int64_t tile_width(int64_t left, const int max_columns) {
             if ((max_columns) == 2) tile(job, vector, column, vectors, 1, __VA_ARGS__);          \
             break;                                                                               \
         case 2: tile(job, vector, column, vectors, 2, __VA_ARGS__); break;                       \
-        case 3: tile(job, vector, column, vectors, 3, __VA_ARGS__); break;                       \
-        case 4: tile(job, vector, column, vectors, 4, __VA_ARGS__); break;                       \
+        case 3:                                                                                  \
+            if ((max_columns) >= 3) tile(job, vector, column, vectors, 3, __VA_ARGS__);          \
+            break;                                                                               \
+        case 4:                                                                                  \
+            if ((max_columns) >= 4) tile(job, vector, column, vectors, 4, __VA_ARGS__);          \
+            break;                                                                               \
         default:                                                                                 \
             if ((max_columns) > 4) tile(job, vector, column, vectors, max_columns, __VA_ARGS__); \
         }                                                                                        \
@@ -196,22 +200,25 @@ INLINE void sum_block(const panels *p, size_t offset, const activation_block *co
     UNROLL for (int v = 0; v < vectors; v++) UNROLL for (int c = 0; c < columns; c++) whole[v][c] = sums[v][c].whole;
 }
 
-/* Adds a block to the sums of a vector, in the order of kernels.h. super is 0 where panels have no
+/* Returns the scales of a block, and its minimums if it has any. super is 0 where panels have no
  * super-headers. */
+INLINE floats block_scales(panels p, size_t header, size_t super, const panel_format format, floats *minimum) {
+    if (format == PANEL_Q6_K) return load_scales(p, super);
+    if (has_minimum(format) && super > 0) {
+        *minimum = multiply(load_scales(p, super + PANEL_SCALES), to_floats(widen(p, header + PANEL_ROWS, false)));
+        *minimum = subtract(all_floats(0.0f), *minimum);
+        return multiply(load_scales(p, super), to_floats(widen(p, header, false)));
+    }
+    if (has_minimum(format)) *minimum = load_scales(p, header + PANEL_SCALES);
+    return load_scales(p, header);
+}
+
+/* Adds a block to the sums of a vector, in the order of kernels.h. */
 INLINE void add_block(panels p, size_t header, size_t super, const integers *whole,
                       const activation_block *const *blocks, const int columns, const panel_format format,
                       floats *sums) {
-    floats scale, minimum = all_floats(0.0f);
-    if (format == PANEL_Q6_K) {
-        scale = load_scales(p, super);
-    } else if (has_minimum(format) && super > 0) {
-        scale = multiply(load_scales(p, super), to_floats(widen(p, header, false)));
-        minimum = multiply(load_scales(p, super + PANEL_SCALES), to_floats(widen(p, header + PANEL_ROWS, false)));
-        minimum = subtract(all_floats(0.0f), minimum);
-    } else {
-        scale = load_scales(p, header);
-        if (has_minimum(format)) minimum = load_scales(p, header + PANEL_SCALES);
-    }
+    floats minimum = all_floats(0.0f);
+    const floats scale = block_scales(p, header, super, format, &minimum);
     UNROLL for (int c = 0; c < columns; c++) {
         const floats scales = multiply(scale, all_floats(blocks[c]->scale));
         sums[c] = multiply_add(to_floats(whole[c]), scales, sums[c]);
@@ -271,6 +278,7 @@ INLINE void block_matmul(const matmul_job *job, const panel_format format, const
             EACH_TILE(block_tile, job, vector, BLOCK_VECTORS, BLOCK_COLUMNS, format, layout)
 }
 
+#if !defined(OWN_BLOCK_MATMUL)
 INLINE void plain_matmul(const matmul_job *job, const panel_format format) {
     block_matmul(job, format, panel_layout_of(format));
 }
@@ -284,3 +292,4 @@ static void matmul_q4_1(const matmul_job *job) { matmul_q4(job, panel_layout_of(
 static void matmul_q4_k(const matmul_job *job) { matmul_q4(job, panel_layout_of(PANEL_Q4_K)); }
 static void matmul_q5_1(const matmul_job *job) { matmul_q5(job, panel_layout_of(PANEL_Q5_1)); }
 static void matmul_q5_k(const matmul_job *job) { matmul_q5(job, panel_layout_of(PANEL_Q5_K)); }
+#endif

@@ -153,6 +153,7 @@ bool platform_has_avx2(void);
 bool platform_has_avxvnni(void);
 bool platform_has_avx512(void); /* F, BW, DQ, VL and VNNI */
 bool platform_has_arm_dot_product(void);
+bool platform_has_arm_i8mm(void); /* products of 8-bit matrices */
 
 /* Lets the other threads of a processor's core run while this one polls. */
 static inline void platform_spin_pause(void) {

@@ -381,15 +381,23 @@ bool platform_leave_processors(const int *taken, int num_taken) {
 #if !defined(HWCAP_ASIMDDP)
 #define HWCAP_ASIMDDP (1UL << 20) /* for headers older than Linux 4.16 */
 #endif
+#if !defined(HWCAP2_I8MM)
+#define HWCAP2_I8MM (1UL << 13) /* for headers older than Linux 5.6 */
+#endif
 bool platform_has_arm_dot_product(void) { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
+bool platform_has_arm_i8mm(void) { return (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }
 #elif defined(__aarch64__) && defined(__APPLE__)
-bool platform_has_arm_dot_product(void) {
+static bool has_feature(const char *name) {
     int found = 0;
     size_t size = sizeof found;
-    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &found, &size, NULL, 0) == 0 && found != 0;
+    return sysctlbyname(name, &found, &size, NULL, 0) == 0 && found != 0;
 }
+bool platform_has_arm_dot_product(void) { return has_feature("hw.optional.arm.FEAT_DotProd"); }
+bool platform_has_arm_i8mm(void) { return has_feature("hw.optional.arm.FEAT_I8MM"); }
 #else
-bool platform_has_arm_dot_product(void) { return false; } /* no known way to detect it */
+/* No known way to detect them. */
+bool platform_has_arm_dot_product(void) { return false; }
+bool platform_has_arm_i8mm(void) { return false; }
 #endif
 #else
 typedef int not_this_platform; /* C forbids an empty file */

@@ -60,6 +60,7 @@ bool platform_leave_processors(const int *taken, int num_taken) {
     return false;
 }
 bool platform_has_arm_dot_product(void) { return false; }
+bool platform_has_arm_i8mm(void) { return false; }
 #else
 typedef int not_this_platform; /* C forbids an empty file */
 #endif

@@ -239,10 +239,11 @@ bool platform_leave_processors(const int *taken, int num_taken) {
     return false;
 }
 
-bool platform_has_arm_dot_product(void) {
-    enum { DOT_PRODUCT_AVAILABLE = 43 }; /* PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE of newer headers */
-    return IsProcessorFeaturePresent(DOT_PRODUCT_AVAILABLE);
-}
+/* PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE and PF_ARM_V82_I8MM_INSTRUCTIONS_AVAILABLE of newer headers.
+ * A Windows that does not know a number says no. */
+enum { DOT_PRODUCT_AVAILABLE = 43, I8MM_AVAILABLE = 66 };
+bool platform_has_arm_dot_product(void) { return IsProcessorFeaturePresent(DOT_PRODUCT_AVAILABLE); }
+bool platform_has_arm_i8mm(void) { return IsProcessorFeaturePresent(I8MM_AVAILABLE); }
 #else
 typedef int not_this_platform; /* C forbids an empty file */
 #endif

@@ -574,8 +574,8 @@ def version() -> str:
 
 
 def kernels() -> str:
-    """The kernels chosen on this machine: "avx512", "avxvnni", "avx2", "dotprod" (ARM), "neon" or
-    "scalar"."""
+    """The kernels chosen on this machine: "avx512", "avxvnni", "avx2", "i8mm" (ARM), "dotprod",
+    "neon" or "scalar"."""
     return str(load_library().llamita_kernels().decode())
 
 
