@@ -18,6 +18,7 @@ from llamita.data.token_store import TokenStore
 from llamita.errors import ConfigError, StoreError
 from llamita.json_file import shortened
 from llamita.run_directory import finished_summary, recorded_options, remembered_run
+from llamita.training.cpu_dtype import inherited_dtype
 from llamita.training.defaults import fill_defaults
 from llamita.training.distributed import Ranks
 from llamita.training.planner import CONTEXTS
@@ -137,7 +138,7 @@ def fill_from(config: TrainConfig, base: Base, ranks: Ranks) -> TrainConfig:
     inherited = {
         name: options[name] for name in INHERITED if name in options and getattr(config, name) == defaults[name]
     }
-    config = dataclasses.replace(config, **shape, **inherited)
+    config = dataclasses.replace(config, **shape, **inherited, dtype=inherited_dtype(config, options.get("dtype"), ranks))
     if config.context is None:
         config = dataclasses.replace(config, context=min(limit, CONTEXTS[ranks.device.type][1]))
     if config.micro_batch_size is None and base.rows_per_step:

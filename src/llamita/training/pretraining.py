@@ -221,7 +221,7 @@ class ContinuedPretraining(Pretraining):
         return {**super().data_fingerprint(), "base": self.base.fingerprint}
 
     def describe(self) -> list[str]:
-        lines = [f"from: {self.base.checkpoint}", *super().describe()]
+        lines = [f"from: {self.base.checkpoint}, in {self.config.dtype}", *super().describe()]
         known = self.replayed.known
         if count := sum(known.values()):
             lines.append(

@@ -21,6 +21,7 @@ from llamita.data.prepare import prepare  # noqa: E402
 from llamita.errors import CheckpointError, ConfigError, LlamitaError, StoreError  # noqa: E402
 from llamita.model_card import load_card  # noqa: E402
 from llamita.run_directory import read_metrics, remembered_run  # noqa: E402
+from llamita.training import cpu_dtype  # noqa: E402
 from llamita.training.continued import PEAK_SHARE, REPLAY_SHARE  # noqa: E402
 from llamita.training.optimizer import optimizer_tensors  # noqa: E402
 from llamita.training.pretraining import train  # noqa: E402
@@ -122,6 +123,17 @@ def test_the_optimizer_goes_on_where_it_was(made: Folders, tmp_path: Path, monke
     train(continued(made, tmp_path / "without", from_=elsewhere, steps=1))
     train(continued(made, tmp_path / "other", optimizer="adamw", steps=1))
     assert not any(begun)
+
+
+def test_it_computes_as_its_run_did(made: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(made.run, run, symlinks=True)
+    content = json.loads((run / "run.json").read_text())
+    content["config"]["dtype"] = "bfloat16"
+    (run / "run.json").write_text(json.dumps(content))
+    monkeypatch.setattr(cpu_dtype, "product_speedup", lambda: 2.0)
+    train(continued(made, tmp_path / "out", from_=run, steps=1))
+    assert recorded(tmp_path / "out")["config"]["dtype"] == "bfloat16"
 
 
 def test_killed_and_resumed_it_ends_with_the_same_bytes(
