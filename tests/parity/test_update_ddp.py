@@ -12,9 +12,9 @@ pytestmark = pytest.mark.slow
 
 pytest.importorskip("torch")
 
-from llamita.config import TrainConfig
-from llamita.run_directory import read_metrics
-from llamita.training.pretraining import train
+from llamita.config import TrainConfig  # noqa: E402
+from llamita.run_directory import read_metrics  # noqa: E402
+from llamita.training.pretraining import train  # noqa: E402
 
 SHAPE = {"layers": 1, "hidden": 32, "heads": 2, "kv_heads": 1, "ffn": 64, "context": 64, "micro_batch_size": 4}
 

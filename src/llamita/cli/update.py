@@ -15,7 +15,7 @@ from llamita.commands import command_line, use_commands
 from llamita.config import Option, PrepareConfig, TrainConfig, check, flag
 
 OF_PREPARE = ("val_fraction", "separator", "split_on", "text_key", "encoding")
-OF_TRAIN = ("minutes", "epochs", "replay", "replay_data")
+OF_TRAIN = ("minutes", "epochs", "replay", "replay_data", "max_forgetting")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,8 @@ class UpdateFlags:
     """Share of the training tokens that are old. Default: 0.75."""
     replay_data: Annotated[tuple[str, ...], Option("STORE[:WEIGHT]")] = ()
     """Token stores with old text, instead of those that RUN was trained on."""
+    max_forgetting: Annotated[float | None, Option("PERCENT")] = None
+    """How many percent the held-out loss of the old text may rise. Default: 0.5."""
     val_fraction: Annotated[float | None, Option("SHARE", group="documents")] = None
     """Share of the new documents to hold out. Default: 0.05."""
     separator: Annotated[str, Option(group="documents")] = PrepareConfig.separator

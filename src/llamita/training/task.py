@@ -66,6 +66,7 @@ class Task(ABC):
     objective: ClassVar[str]  # the name of Evaluation.objective in metrics.jsonl
     targets: ClassVar[str] = "tokens"  # the unit of what is trained on, for messages
     evaluate_at_start: ClassVar[bool] = False  # evaluate before the first step
+    last_evaluations: ClassVar[float] = 1.0  # the time of the last evaluation and of `finish`, in evaluations
 
     config: RunConfig
     tokenizer: Tokenizer
@@ -132,6 +133,11 @@ class Task(ABC):
         num_batches: evaluate only this many batches, for timing. progress: called after each
         pass; what it raises, such as Cancelled, ends the evaluation.
         """
+
+    def finish(self, progress: Progress = no_progress) -> Callable[[], None] | None:
+        """Change the weights after the last step, before the last evaluation; they are then the best.
+        Returns what takes the change back; None: nothing changes. progress: as in `evaluate`."""
+        return None
 
     def limit_evaluation(self, share: float) -> float:
         """Evaluate on about this share of the held-out data only, always the same part of it.
