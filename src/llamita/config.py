@@ -558,7 +558,7 @@ class TrainConfig(RunConfig):
     """Token stores with old text, instead of those that RUN was trained on."""
     max_forgetting: Annotated[float | None, Option("PERCENT", group="going on")] = None
     """How many percent the held-out loss of the old text may rise. At the end the weights move
-    towards those of RUN as far as that takes. Default: 0.5."""
+    towards those of RUN as far as that takes. Default: 0.5; with --replay 0 no limit."""
     compile: Annotated[Literal["auto", "on", "off"], Option(group="hardware", resume="may change")] = "auto"
     """torch.compile the network, half a minute at the start. auto: with --minutes, if a short
     measurement shows that it saves time."""

@@ -47,7 +47,8 @@ class UpdateFlags:
     replay_data: Annotated[tuple[str, ...], Option("STORE[:WEIGHT]")] = ()
     """Token stores with old text, instead of those that RUN was trained on."""
     max_forgetting: Annotated[float | None, Option("PERCENT")] = None
-    """How many percent the held-out loss of the old text may rise. Default: 0.5."""
+    """How many percent the held-out loss of the old text may rise. Default: 0.5; with --replay 0 no
+    limit."""
     val_fraction: Annotated[float | None, Option("SHARE", group="documents")] = None
     """Share of the new documents to hold out. Default: 0.05."""
     separator: Annotated[str, Option(group="documents")] = PrepareConfig.separator

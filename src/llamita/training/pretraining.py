@@ -215,7 +215,7 @@ class ContinuedPretraining(Pretraining):
         old = old_stores(config, self.base)
         share = (REPLAY_SHARE if config.replay is None else config.replay) if old else 0.0
         self.replayed = open_replayed(config.data, old, share, self.base.checkpoint)
-        limit = MAX_FORGETTING if config.max_forgetting is None else config.max_forgetting
+        limit = MAX_FORGETTING if config.max_forgetting is None and share > 0 else config.max_forgetting
         return dataclasses.replace(config, replay=share, replay_data=old, max_forgetting=limit), self.replayed.data
 
     def _model_config(self, config: TrainConfig) -> ModelConfig:
@@ -273,8 +273,9 @@ class ContinuedPretraining(Pretraining):
 
     def finish(self, progress: Progress = no_progress) -> Callable[[], None] | None:
         """Move the weights towards the base's until the old text loses at most --max-forgetting."""
-        if not self.replayed.old_val.num_tokens or not self.val_tokens:
+        if self.config.max_forgetting is None or not self.replayed.old_val.num_tokens or not self.val_tokens:
             return None
+        max_rise = self.config.max_forgetting / 100
         weights = dict(self.model.named_parameters())
         trained = {name: weight.detach().clone() for name, weight in weights.items()}
         self.initialize()
@@ -294,8 +295,7 @@ class ContinuedPretraining(Pretraining):
             move(1.0)
 
         try:
-            assert self.config.max_forgetting is not None
-            self.trained_share = largest_share(loss_at, self.config.max_forgetting / 100)
+            self.trained_share = largest_share(loss_at, max_rise)
             move(self.trained_share)
         except BaseException:
             take_back()

@@ -22,7 +22,7 @@ from llamita.errors import CheckpointError, ConfigError, LlamitaError, StoreErro
 from llamita.model_card import load_card  # noqa: E402
 from llamita.run_directory import read_metrics, remembered_run  # noqa: E402
 from llamita.training import cpu_dtype  # noqa: E402
-from llamita.training.continued import PEAK_SHARE, REPLAY_SHARE  # noqa: E402
+from llamita.training.continued import MAX_FORGETTING, PEAK_SHARE, REPLAY_SHARE  # noqa: E402
 from llamita.training.optimizer import optimizer_tensors  # noqa: E402
 from llamita.training.pretraining import ContinuedPretraining, train  # noqa: E402
 from llamita.training.trainer import Trainer  # noqa: E402
@@ -92,7 +92,11 @@ def test_it_goes_on_where_the_run_ended_and_says_what_changed(
     assert [after[name] for name in kept] == [before[name] for name in kept]
     assert after["learning_rate"] == PEAK_SHARE * before["learning_rate"]
     assert after["embedding_lr"] == PEAK_SHARE * before["embedding_lr"]
-    assert after["replay"] == REPLAY_SHARE and after["replay_data"] == [str(made.old)]
+    assert (
+        after["replay"] == REPLAY_SHARE
+        and after["max_forgetting"] == MAX_FORGETTING
+        and after["replay_data"] == [str(made.old)]
+    )
     card = load_card(run / "best")
     assert card.license == "apache-2.0" and card.name == "second" and card.description is not None
     for values in ((first["bpb"], last["bpb"]), (first["old_bpb"], last["old_bpb"])):
@@ -234,6 +238,7 @@ def test_old_stores_that_are_gone_or_others(made: Folders, tmp_path: Path) -> No
         train(config)
     train(dataclasses.replace(config, replay=0.0))
     assert recorded(tmp_path / "out")["config"]["replay_data"] == []
+    assert recorded(tmp_path / "out")["config"]["max_forgetting"] is None
     train(dataclasses.replace(config, out=tmp_path / "other", replay_data=(str(made.old),)))
     assert recorded(tmp_path / "other")["config"]["replay"] == REPLAY_SHARE
 
