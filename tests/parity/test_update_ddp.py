@@ -1,4 +1,5 @@
-"""llamita update under torchrun: two processes train like one, the first one does the rest."""
+"""llamita update and train --from under torchrun: two processes train like one, the first one does the
+rest."""
 
 from __future__ import annotations
 
@@ -26,17 +27,24 @@ def base(story_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def update(processes: int, base: Path, text: Path, out: Path) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "new.txt"
+    path.write_text("<|endoftext|>".join(f"Number {i} met number {i + 1} and said hello to it." for i in range(900)))
+    return path
+
+
+def llamita(processes: int, *words: object) -> subprocess.CompletedProcess[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    words = ["update", str(base), str(text), "--out", str(out), "--epochs", "0.3"]
-    return subprocess.run(
-        [sys.executable, *launcher, "-m", "llamita", *words], capture_output=True, text=True, timeout=300
-    )
+    command = [sys.executable, *launcher, "-m", "llamita", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-def test_two_processes_equal_one(base: Path, tmp_path: Path) -> None:
-    text = tmp_path / "new.txt"
-    text.write_text("<|endoftext|>".join(f"Number {i} met number {i + 1} and said hello to it." for i in range(900)))
+def update(processes: int, base: Path, text: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    return llamita(processes, "update", base, text, "--out", out, "--epochs", 0.3)
+
+
+def test_two_processes_equal_one(base: Path, text: Path, tmp_path: Path) -> None:
     losses = []
     for processes in (1, 2):
         out = tmp_path / f"out{processes}"
@@ -51,6 +59,31 @@ def test_two_processes_equal_one(base: Path, tmp_path: Path) -> None:
     one, two = losses
     assert [step for step, _ in one] == [step for step, _ in two] and len(one) > 2
     assert all(abs(alone - together) < 1e-5 for (_, alone), (_, together) in zip(one, two, strict=True))
+
+
+def test_shards_move_back_to_the_old_weights_as_a_whole_model_does(base: Path, text: Path, tmp_path: Path) -> None:
+    store = tmp_path / "new"
+    assert llamita(1, "prepare", text, "--tokenizer", base / "best", "--out", store).returncode == 0
+    ends = []
+    for processes, more in ((1, ["--threads", 1]), (2, ["--fsdp"])):
+        words = [
+            "train",
+            store,
+            "--from",
+            base,
+            "--out",
+            tmp_path / f"run{processes}",
+            "--device",
+            "cpu",
+            "--steps",
+            12,
+        ]
+        done = llamita(processes, *words, "--learning-rate", 0.1, "--replay", 0, "--max-forgetting", 0.1, *more)
+        assert done.returncode == 0, done.stderr
+        ends.append(read_metrics(tmp_path / f"run{processes}")[-1])
+    one, two = ends
+    assert 0 < one["trained_share"] < 1
+    assert all(abs(one[name] - two[name]) < 1e-3 for name in ("trained_share", "bpb", "old_bpb"))
 
 
 def test_what_the_first_process_cannot_do_ends_all(base: Path, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from llamita.training.compile import resolve_compile
 from llamita.training.continued import MAX_FORGETTING, REPLAY_SHARE, Base, fill_from, old_stores, open_base
 from llamita.training.defaults import fill_defaults, model_config
 from llamita.training.distillation import DistillationLoss, distillation_loss
-from llamita.training.distributed import Ranks, compute_type
+from llamita.training.distributed import Ranks, compute_type, reshard_all
 from llamita.training.flops import flops_per_token
 from llamita.training.loss import SummedLoss
 from llamita.training.memory import free_bytes
@@ -277,6 +277,7 @@ class ContinuedPretraining(Pretraining):
         if self.config.max_forgetting is None or not self.replayed.old_val.num_tokens or not self.val_tokens:
             return None
         max_rise = self.config.max_forgetting / 100
+        reshard_all(self.loss)
         weights = dict(self.model.named_parameters())
         trained = {name: weight.detach().clone() for name, weight in weights.items()}
         self.initialize()
@@ -284,6 +285,7 @@ class ContinuedPretraining(Pretraining):
 
         @torch.no_grad()
         def move(share: float) -> None:
+            reshard_all(self.loss)
             for name, weight in weights.items():
                 weight.copy_(torch.lerp(base[name], trained[name], share))
 
