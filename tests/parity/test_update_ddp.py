@@ -23,7 +23,7 @@ SHAPE = {"layers": 1, "hidden": 32, "heads": 2, "kv_heads": 1, "ffn": 64, "conte
 @pytest.fixture(scope="module")
 def base(story_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("base") / "run"
-    train(TrainConfig(data=story_store, out=run, steps=10, device="cpu", threads=1, **SHAPE))
+    train(TrainConfig(data=story_store, out=run, steps=20, device="cpu", threads=1, **SHAPE))
     return run
 
 
@@ -78,7 +78,7 @@ def test_shards_move_back_to_the_old_weights_as_a_whole_model_does(base: Path, t
             "--steps",
             12,
         ]
-        done = llamita(processes, *words, "--learning-rate", 0.1, "--replay", 0, "--max-forgetting", 0.1, *more)
+        done = llamita(processes, *words, "--learning-rate", 0.05, "--replay", 0, "--max-forgetting", 0, *more)
         assert done.returncode == 0, done.stderr
         ends.append(read_metrics(tmp_path / f"run{processes}")[-1])
     one, two = ends
