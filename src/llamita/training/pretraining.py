@@ -196,7 +196,6 @@ class ContinuedPretraining(Pretraining):
     weights move towards the base's until the old text loses no more than it may."""
 
     evaluate_at_start: ClassVar[bool] = True
-    last_evaluations: ClassVar[float] = 1.0 + 2 + MAX_TRIES
     trained_share: float | None = None  # of the way from the base to the trained weights, when it is chosen
     base: Base
     replayed: ReplayedData
@@ -207,7 +206,10 @@ class ContinuedPretraining(Pretraining):
         old_tokens = self.replayed.old_val.num_tokens
         self.old_share = min(1.0, MAX_OLD_VAL_TOKENS / max(1, old_tokens))
         if self.val_tokens > 0:
-            self.val_tokens += round(self.old_share * old_tokens)
+            evaluated = round(self.old_share * old_tokens)
+            self.val_tokens += evaluated
+            if self.config.max_forgetting is not None:
+                self.last_evaluations = 1 + (2 + MAX_TRIES) * evaluated / self.val_tokens
 
     def _open(self, config: TrainConfig) -> tuple[TrainConfig, TrainingData]:
         assert config.from_ is not None

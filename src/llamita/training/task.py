@@ -66,7 +66,6 @@ class Task(ABC):
     objective: ClassVar[str]  # the name of Evaluation.objective in metrics.jsonl
     targets: ClassVar[str] = "tokens"  # the unit of what is trained on, for messages
     evaluate_at_start: ClassVar[bool] = False  # evaluate before the first step
-    last_evaluations: ClassVar[float] = 1.0  # the time of the last evaluation and of `finish`, in evaluations
 
     config: RunConfig
     tokenizer: Tokenizer
@@ -82,6 +81,7 @@ class Task(ABC):
     compute: torch.dtype | None = None  # the data type for samples; None: that of the weights
     gathered: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext  # see fsdp.gathered
     val_share: float = 1.0  # of the held-out data that is evaluated; see limit_evaluation
+    last_evaluations: float = 1.0  # the time of `finish` and the last evaluation, in evaluations
 
     @property
     @abstractmethod
