@@ -559,6 +559,9 @@ class TrainConfig(RunConfig):
     Default: 0.75."""
     replay_data: Annotated[tuple[str, ...], Option("STORE[:WEIGHT]", group="going on", resume="may change")] = ()
     """Token stores with old text, instead of those that RUN was trained on."""
+    max_forgetting: Annotated[float | None, Option("PERCENT", group="going on")] = None
+    """How many percent the held-out loss of the old text may rise. At the end the weights move
+    towards those of RUN as far as that takes. Default: 0.5; with --replay 0 no limit."""
     compile: Annotated[Literal["auto", "on", "off"], Option(group="hardware", resume="may change")] = "auto"
     """torch.compile the network, half a minute at the start. auto: with --minutes, if a short
     measurement shows that it saves time."""
@@ -580,7 +583,7 @@ class TrainConfig(RunConfig):
         )
 
     def _check_replay(self) -> None:
-        for name in ("replay", "replay_data"):
+        for name in ("replay", "replay_data", "max_forgetting"):
             check(
                 self.from_ is not None or getattr(self, name) in (None, ()),
                 f"train: {flag(name)} is a setting of --from; give both",
@@ -588,6 +591,10 @@ class TrainConfig(RunConfig):
         check(
             self.replay is None or 0 <= self.replay < 1,
             f"train: --replay: expected a share of 0 or more, below 1, found {self.replay}",
+        )
+        check(
+            self.max_forgetting is None or 0 <= self.max_forgetting < math.inf,
+            f"train: --max-forgetting: expected 0 percent or more, found {self.max_forgetting}",
         )
         check(
             self.from_ is None or self.preset is None,

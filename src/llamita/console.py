@@ -53,6 +53,11 @@ def format_count(value: float) -> str:
     return f"{value:.0f}"
 
 
+def format_bytes(num_bytes: float) -> str:
+    """1234567 → 1.2 MB; below a million in kB."""
+    return f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:,.0f} kB"
+
+
 def count_of(number: int, what: str) -> str:
     """1, "file" → 1 file; 1200, "file" → 1,200 files."""
     return f"{number:,} {what}" + ("" if number == 1 else "s")

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from llamita.cli.help import in_columns
 from llamita.cli.progress import make_bars
-from llamita.console import format_count, format_seconds, print_table, shorten
+from llamita.console import format_bytes, format_count, format_seconds, print_table, shorten
 from llamita.training.progress import TrainingDisplay, fit
 
 ROWS = [("wrote", "a-name-of-a-file" * 4 + ", 123 bytes"), ("床前", "[bold] 明月光"), ("error", "0.1 % of \\")]
@@ -94,6 +94,7 @@ def test_bars_of_bytes_fit_the_terminal(columns: int) -> None:
 
 def test_counts_and_times_are_short() -> None:
     assert [format_count(n) for n in (7, 999, 12_345, 123_456, 2_500_000)] == ["7", "999", "12.3k", "123k", "2.5M"]
+    assert [format_bytes(n) for n in (0, 35_499, 1_234_567, 2e9)] == ["0 kB", "35 kB", "1.2 MB", "2,000.0 MB"]
     assert [format_seconds(s) for s in (0.2, 65, 3723)] == ["0:00", "1:05", "1:02:03"]
 
 

@@ -13,6 +13,7 @@ from llamita.cli.next_command import print_next
 from llamita.cli.progress import progress_bars
 from llamita.commands import command_line
 from llamita.config import Option, check
+from llamita.console import format_bytes
 from llamita.errors import clean_line
 
 MIN_MEMORY, MAX_MEMORY = 1, 1 << 20
@@ -49,8 +50,8 @@ def main(argv: list[str]) -> None:
     def announce(plan: IndexPlan) -> None:
         print(
             f"{plan.num_tokens:,} tokens of {plan.text_bytes:,} bytes: {plan.num_shards:,} "
-            f"part{'' if plan.num_shards == 1 else 's'}, at most {_megabytes(plan.memory_bytes)} of memory, "
-            f"{_megabytes(plan.disk_bytes)} on disk",
+            f"part{'' if plan.num_shards == 1 else 's'}, at most {format_bytes(plan.memory_bytes)} of memory, "
+            f"{format_bytes(plan.disk_bytes)} on disk",
             file=sys.stderr,
         )
 
@@ -62,11 +63,7 @@ def main(argv: list[str]) -> None:
     print(
         clean_line(
             f"{flags.store / FOLDER}: written in {seconds:.1f} s ({made.text_bytes / 1e6 / seconds:.1f} MB/s): "
-            f"{_megabytes(made.disk_bytes)}, {each:.2f} bytes per token"
+            f"{format_bytes(made.disk_bytes)}, {each:.2f} bytes per token"
         )
     )
     print_next(command_line("trace", flags.store, "A sentence."), file=sys.stdout)
-
-
-def _megabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:,.1f} MB"

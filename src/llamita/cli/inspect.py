@@ -4,6 +4,7 @@ contains."""
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 import typing
 from pathlib import Path
@@ -46,6 +47,8 @@ class InspectFlags:
     """Write a page about the text, or the documents of a token store."""
     lines: Annotated[Path | None, Option("FILE", group="text")] = None
     """Write the lines that repeat over documents, for `llamita prepare --drop-lines`."""
+    json: Annotated[bool, Option(group="text")] = False
+    """Print the numbers about the text as one line of JSON."""
     separator: Annotated[str, Option(group="text")] = "<|endoftext|>"
     """What ends a document in text files, and in the text of a PDF or the like."""
     split_on: Annotated[Literal["separator", "lines", "blank-lines", "file"], Option("RULE", group="text")] = (
@@ -82,10 +85,14 @@ def main(argv: list[str]) -> None:
     with requires_extra("train"):  # for folders and tokenizers
         found = inspect(paths[0])
     is_store = found.kind == "token store"
-    check(is_store or (flags.html is None and flags.lines is None), f"inspect: --html, --lines: {paths[0]} is no text")
+    is_about_text = flags.html is not None or flags.lines is not None or flags.json
+    check(is_store or not is_about_text, f"inspect: --html, --lines, --json: {paths[0]} is no text")
+    if flags.json:
+        _inspect_text(flags, paths[0])
+        return
     print(clean_line(f"{found.path}: {found.kind}, {found.num_bytes:,} bytes"))
     print_table(found.properties, sys.stdout)
-    if is_store and (flags.html or flags.lines):
+    if is_about_text:
         _inspect_text(flags, paths[0])
     if found.tensors:
         _print_tensors(found, flags.tensors)
@@ -120,6 +127,9 @@ def _inspect_text(flags: InspectFlags, store: Path | None = None) -> None:
     if flags.lines is not None:
         atomic_write_bytes(flags.lines, "".join(f"{line}\n" for line, _ in found.lines).encode("utf-8"))
         rows.append(("lines", f"{flags.lines}: {len(found.lines):,}; delete what should stay"))
+    if flags.json:
+        print(json.dumps(dataclasses.asdict(found)))
+        return
     if store is None:
         print(
             clean_line(f"{', '.join(found.paths)}: text, {found.file_bytes:,} bytes in {count_of(found.files, 'file')}")

@@ -35,7 +35,7 @@ from llamita.cli.steps import (
 )
 from llamita.commands import command_line
 from llamita.config import MAX_VALUES, Option, check, check_at_most
-from llamita.console import count_of, print_table
+from llamita.console import count_of, format_bytes, print_table
 from llamita.errors import UNSAFE, CheckpointError, ConfigError, OutputError, SourceError
 from llamita.json_file import read_json_object
 
@@ -280,7 +280,7 @@ def describe(found: Found) -> list[tuple[str, str]]:
         about = "about " if text.is_estimate else ""
         rows.append((
             "text", f"{about}{count_of(text.documents, 'document')} in {count_of(text.files, 'file')}, "
-            f"{about}{_megabytes(text.num_bytes)}",
+            f"{about}{format_bytes(text.num_bytes)}",
         ))  # fmt: skip
     if found.num_questions:
         rows.append(("questions", f"{count_of(found.num_questions, 'conversation')}: {_named(found.question_files)}"))
@@ -327,11 +327,13 @@ def expectations(found: Found) -> list[str]:
     ]
     if num_bytes < LITTLE_BYTES:
         sentences.append(
-            f"{_megabytes(num_bytes)} of text is little: it will be read many times, and the model will repeat parts "
+            f"{format_bytes(num_bytes)} of text is little: it will be read many times, and the model will repeat parts "
             "of it. More text of the same kind helps most."
         )
     elif num_bytes < ENOUGH_BYTES:
-        sentences.append(f"{_megabytes(num_bytes)} of text is a beginning; with more of the same kind it gets better.")
+        sentences.append(
+            f"{format_bytes(num_bytes)} of text is a beginning; with more of the same kind it gets better."
+        )
     if examples:
         sentences.append(
             "From questions and answers it learns to answer in their manner. For answers that can be relied on, "
@@ -371,10 +373,6 @@ def _named(paths: Iterable[Path]) -> str:
     names = [path.name for path in paths]
     more = len(names) - MAX_NAMED
     return ", ".join(names[:MAX_NAMED]) + (f" and {more:,} more" if more > 0 else "")
-
-
-def _megabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:,.0f} kB"
 
 
 # ---- questions

@@ -15,7 +15,7 @@ from llamita.commands import command_line, use_commands
 from llamita.config import Option, PrepareConfig, TrainConfig, check, flag
 
 OF_PREPARE = ("val_fraction", "separator", "split_on", "text_key", "encoding")
-OF_TRAIN = ("minutes", "epochs", "replay", "replay_data")
+OF_TRAIN = ("minutes", "epochs", "replay", "replay_data", "max_forgetting")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,9 @@ class UpdateFlags:
     """Share of the training tokens that are old. Default: 0.75."""
     replay_data: Annotated[tuple[str, ...], Option("STORE[:WEIGHT]")] = ()
     """Token stores with old text, instead of those that RUN was trained on."""
+    max_forgetting: Annotated[float | None, Option("PERCENT")] = None
+    """How many percent the held-out loss of the old text may rise. Default: 0.5; with --replay 0 no
+    limit."""
     val_fraction: Annotated[float | None, Option("SHARE", group="documents")] = None
     """Share of the new documents to hold out. Default: 0.05."""
     separator: Annotated[str, Option(group="documents")] = PrepareConfig.separator
@@ -80,11 +83,13 @@ def main(argv: list[str]) -> int:
     if (new_run / "run.json").is_file():
         steps[1].append("--resume")
     for number, words in enumerate(steps, 1):
-        print(f"{number}/{len(steps)}  {command_line(*words)}", file=sys.stderr, flush=True)
-        if code := _run([str(word) for word in words]):
+        code, is_first = _run(f"{number}/{len(steps)}", [str(word) for word in words])
+        if code and is_first:
             print("to go on, give the same llamita update again", file=sys.stderr, flush=True)
+        if code:
             return code
-    print_next(*use_commands(model))
+    if is_first:
+        print_next(*use_commands(model))
     return 0
 
 
@@ -111,8 +116,18 @@ def _words(flags: UpdateFlags, names: tuple[str, ...]) -> list[str]:
     ]
 
 
-def _run(words: list[str]) -> int:
+def _run(label: str, words: list[str]) -> tuple[int, bool]:
+    """The exit code of a command, and whether this process is the first one. Of the processes that
+    torchrun started, all train; the first one does the rest."""
     from llamita.cli import run_command
+    from llamita.training.distributed import start_ranks
+    from llamita.training.run import explain_lost_process
 
+    code, is_shared = 0, words[0] == "train"
     with without_next():
-        return run_command(words)
+        with explain_lost_process(), start_ranks("cpu", None) as ranks:
+            if ranks.is_first:
+                print(f"{label}  {command_line(*words)}", file=sys.stderr, flush=True)
+                code = 0 if is_shared else run_command(words)
+            code = round(ranks.broadcast_from_first(code)[0])
+        return run_command(words) if is_shared else code, ranks.is_first

@@ -9,8 +9,8 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Gains:
-    """Bits per byte before the first step and at the best evaluation, whose checkpoint is exported.
-    old: None if no old text was evaluated."""
+    """Bits per byte before the first step and of the weights that are exported. old: None if no old
+    text was evaluated."""
 
     new: tuple[float, float]
     old: tuple[float, float] | None
@@ -37,6 +37,7 @@ def find_gains(lines: Sequence[Mapping[str, Any]]) -> Gains | None:
     if not found:
         return None
     first, best = found[0], min(found, key=lambda line: line["bpb"])
+    best = next((line for line in reversed(found) if "trained_share" in line), best)
     is_known = all(_is_number(line.get("old_bpb")) for line in (first, best))
     return Gains((first["bpb"], best["bpb"]), (first["old_bpb"], best["old_bpb"]) if is_known else None)
 

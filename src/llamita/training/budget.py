@@ -46,6 +46,7 @@ class Budget:
     """Measures progress in [0, 1]: in time with --minutes, else in steps, else in tokens.
 
     reserved_seconds: the part of --minutes reserved for what follows REPEATED_EPOCHS or more.
+    last_evaluations: how many times as long the last evaluation takes.
     """
 
     def __init__(
@@ -55,12 +56,14 @@ class Budget:
         epoch_tokens: int,
         val_tokens: int,
         reserved_seconds: float = 0.0,
+        last_evaluations: float = 1.0,
     ) -> None:
         self.minutes, self.steps, self.tokens_per_step = config.minutes, config.steps, tokens_per_step
         self.tokens = None if config.epochs is None else max(1, round(config.epochs * epoch_tokens))
         self.eval_interval = config.eval_interval
         self.repeated_tokens = REPEATED_EPOCHS * epoch_tokens
         self.reserved_seconds, self.reserves_time = reserved_seconds, False
+        self.last_evaluations = last_evaluations
         self.evaluation_seconds = 0.0
         self.saving_seconds = 0.0  # of the last checkpoint; only the end of a run waits for it
         self.step_seconds = 0.0
@@ -95,11 +98,11 @@ class Budget:
     def _reserved_evaluation_seconds(self) -> float:
         """The time of the last evaluation, if steps are slower now than when one was timed."""
         assert self.minutes is not None
-        if not self._pace or self.evaluation_seconds == 0.0:
-            return self.evaluation_seconds
+        seconds = self.last_evaluations * self.evaluation_seconds
+        if not self._pace or seconds == 0.0:
+            return seconds
         slower = max(1.0, median(self._steps) / self._pace)
-        most = max(self.evaluation_seconds, MAX_ESTIMATE_SHARE * self.minutes * 60)
-        return min(most, slower * self.evaluation_seconds)
+        return min(max(seconds, MAX_ESTIMATE_SHARE * self.minutes * 60), slower * seconds)
 
     @property
     def _closing_seconds(self) -> float:

@@ -18,6 +18,7 @@ from llamita.data.token_store import TokenStore
 from llamita.errors import ConfigError, StoreError
 from llamita.json_file import shortened
 from llamita.run_directory import finished_summary, recorded_options, remembered_run
+from llamita.training.cpu_dtype import inherited_dtype
 from llamita.training.defaults import fill_defaults
 from llamita.training.distributed import Ranks
 from llamita.training.planner import CONTEXTS
@@ -26,6 +27,7 @@ from llamita.training.planner import CONTEXTS
 REPLAY_SHARE = 0.75  # of the tokens
 PEAK_SHARE = 0.25  # of the run's peak learning rates
 EPOCHS = 1.0
+MAX_FORGETTING = 0.5  # percent
 
 # Options of the run that hold for what follows unless others are given.
 INHERITED = (
@@ -137,7 +139,9 @@ def fill_from(config: TrainConfig, base: Base, ranks: Ranks) -> TrainConfig:
     inherited = {
         name: options[name] for name in INHERITED if name in options and getattr(config, name) == defaults[name]
     }
-    config = dataclasses.replace(config, **shape, **inherited)
+    config = dataclasses.replace(
+        config, **shape, **inherited, dtype=inherited_dtype(config, options.get("dtype"), ranks)
+    )
     if config.context is None:
         config = dataclasses.replace(config, context=min(limit, CONTEXTS[ranks.device.type][1]))
     if config.micro_batch_size is None and base.rows_per_step:

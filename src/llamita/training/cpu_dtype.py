@@ -11,6 +11,7 @@ import torch
 
 from llamita.config import TrainConfig
 from llamita.training.defaults import resolve_dtype
+from llamita.training.distributed import Ranks
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -43,8 +44,21 @@ def candidate_dtypes(config: TrainConfig, device: torch.device) -> tuple[Dtype, 
     passes in bfloat16 exist for whole models without a teacher.
     """
     is_counted = config.steps is not None or config.epochs is not None
-    is_special = config.fsdp or config.activation_checkpointing or config.teacher is not None
-    if config.dtype != "auto" or device.type != "cpu" or is_counted or is_special:
+    if config.dtype != "auto" or device.type != "cpu" or is_counted or _is_special(config):
         resolved: Dtype = "bfloat16" if resolve_dtype(config, device).dtype == "bfloat16" else "float32"
         return (resolved,)
     return ("float32", "bfloat16") if product_speedup() >= MIN_PRODUCT_SPEEDUP else ("float32",)
+
+
+def inherited_dtype(config: TrainConfig, earlier: str | None, ranks: Ranks) -> Literal["auto", "float32", "bfloat16"]:
+    """The type for a run that goes on with one that computed in `earlier`: the same, if this CPU is
+    faster in it. With --minutes the planner times steps in both."""
+    if config.dtype != "auto" or config.minutes is not None or ranks.device.type != "cpu" or earlier != "bfloat16":
+        return config.dtype
+    (speedup,) = ranks.min(1.0 if _is_special(config) else product_speedup())
+    return "bfloat16" if speedup >= MIN_PRODUCT_SPEEDUP else "float32"
+
+
+def _is_special(config: TrainConfig) -> bool:
+    """Whether the fused passes in bfloat16 do not apply."""
+    return config.fsdp or config.activation_checkpointing or config.teacher is not None

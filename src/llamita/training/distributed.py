@@ -238,6 +238,13 @@ def named_device(name: str, *, one_per_process: bool = False) -> torch.device:
     return device
 
 
+def reshard_all(module: nn.Module) -> None:
+    """Drop the whole weights that FSDP keeps after a forward pass, before the shards are changed."""
+    for part in module.modules():
+        reshard: Any = getattr(part, "reshard", lambda: None)  # FSDP2's
+        reshard()
+
+
 def compute_type(dtype: str) -> torch.dtype:
     """The dtype of a filled configuration's --dtype: bfloat16 or float32."""
     return torch.bfloat16 if dtype == "bfloat16" else torch.float32

@@ -35,18 +35,19 @@ from llamita.report.gains import find_gains
 from llamita.run_directory import read_metrics
 from llamita.tokenizer import load_tokenizer
 from llamita.training.compile import resolve_compile
-from llamita.training.continued import REPLAY_SHARE, Base, fill_from, old_stores, open_base
+from llamita.training.continued import MAX_FORGETTING, REPLAY_SHARE, Base, fill_from, old_stores, open_base
 from llamita.training.defaults import fill_defaults, model_config
 from llamita.training.distillation import DistillationLoss, distillation_loss
-from llamita.training.distributed import Ranks, compute_type
+from llamita.training.distributed import Ranks, compute_type, reshard_all
 from llamita.training.flops import flops_per_token
 from llamita.training.loss import SummedLoss
 from llamita.training.memory import free_bytes
 from llamita.training.planner import resolve_plan
 from llamita.training.run import TrainResult, run_task
 from llamita.training.task import Evaluation, Task
+from llamita.training.weight_interpolation import MAX_TRIES, largest_share
 
-MAX_OLD_VAL_TOKENS = 1 << 18  # evaluated before and after: an update of little text should take a minute
+MAX_OLD_VAL_TOKENS = 1 << 16  # evaluated up to eight times: an update of little text should take a minute
 
 
 def train(
@@ -191,10 +192,11 @@ class Pretraining(Task):
 
 
 class ContinuedPretraining(Pretraining):
-    """Trains the model of config.from_ on new documents, with old ones among them. The best checkpoint
-    is that of the new held-out text."""
+    """Trains the model of config.from_ on new documents, with old ones among them. At the end its
+    weights move towards the base's until the old text loses no more than it may."""
 
     evaluate_at_start: ClassVar[bool] = True
+    trained_share: float | None = None  # of the way from the base to the trained weights, when it is chosen
     base: Base
     replayed: ReplayedData
     old_share: float  # of the old held-out text that is evaluated
@@ -204,7 +206,10 @@ class ContinuedPretraining(Pretraining):
         old_tokens = self.replayed.old_val.num_tokens
         self.old_share = min(1.0, MAX_OLD_VAL_TOKENS / max(1, old_tokens))
         if self.val_tokens > 0:
-            self.val_tokens += round(self.old_share * old_tokens)
+            evaluated = round(self.old_share * old_tokens)
+            self.val_tokens += evaluated
+            if self.config.max_forgetting is not None:
+                self.last_evaluations = 1 + (2 + MAX_TRIES) * evaluated / self.val_tokens
 
     def _open(self, config: TrainConfig) -> tuple[TrainConfig, TrainingData]:
         assert config.from_ is not None
@@ -213,7 +218,8 @@ class ContinuedPretraining(Pretraining):
         old = old_stores(config, self.base)
         share = (REPLAY_SHARE if config.replay is None else config.replay) if old else 0.0
         self.replayed = open_replayed(config.data, old, share, self.base.checkpoint)
-        return dataclasses.replace(config, replay=share, replay_data=old), self.replayed.data
+        limit = MAX_FORGETTING if config.max_forgetting is None and share > 0 else config.max_forgetting
+        return dataclasses.replace(config, replay=share, replay_data=old, max_forgetting=limit), self.replayed.data
 
     def _model_config(self, config: TrainConfig) -> ModelConfig:
         return self.base.model
@@ -222,7 +228,7 @@ class ContinuedPretraining(Pretraining):
         return {**super().data_fingerprint(), "base": self.base.fingerprint}
 
     def describe(self) -> list[str]:
-        lines = [f"from: {self.base.checkpoint}", *super().describe()]
+        lines = [f"from: {self.base.checkpoint}, in {self.config.dtype}", *super().describe()]
         known = self.replayed.known
         if count := sum(known.values()):
             lines.append(
@@ -256,11 +262,50 @@ class ContinuedPretraining(Pretraining):
         found = super().evaluate(num_batches=num_batches, progress=of_new)
         if num_batches is not None or not old.num_tokens:
             return found
+        bits = self._old_bits(of_old)
+        metrics, summary = found.metrics | {"old_bpb": bits}, f"{found.summary}, old text {bits:.4f}"
+        if self.trained_share is not None:
+            metrics["trained_share"] = self.trained_share
+            summary += f", {100 * self.trained_share:.3g} % of the way from the old weights"
+        return dataclasses.replace(found, metrics=metrics, summary=summary)
+
+    def _old_bits(self, progress: Progress) -> float:
         share = self.val_share * self.old_share
-        score = bits_per_byte(self.loss, old, self.bos_id, self.ranks, share=share, progress=of_old)
-        bits = score.bits_per_byte
-        summary = f"{found.summary}, old text {bits:.4f}"
-        return dataclasses.replace(found, metrics=found.metrics | {"old_bpb": bits}, summary=summary)
+        old = self.replayed.old_val
+        return bits_per_byte(self.loss, old, self.bos_id, self.ranks, share=share, progress=progress).bits_per_byte
+
+    def finish(self, progress: Progress = no_progress) -> Callable[[], None] | None:
+        """Move the weights towards the base's until the old text loses at most --max-forgetting."""
+        if self.config.max_forgetting is None or not self.replayed.old_val.num_tokens or not self.val_tokens:
+            return None
+        max_rise = self.config.max_forgetting / 100
+        reshard_all(self.loss)
+        weights = dict(self.model.named_parameters())
+        trained = {name: weight.detach().clone() for name, weight in weights.items()}
+        self.initialize()
+        base = {name: weight.detach().clone() for name, weight in weights.items()}
+
+        @torch.no_grad()
+        def move(share: float) -> None:
+            reshard_all(self.loss)
+            for name, weight in weights.items():
+                weight.copy_(torch.lerp(base[name], trained[name], share))
+
+        def loss_at(share: float) -> float:
+            move(share)
+            return self._old_bits(progress)
+
+        def take_back() -> None:
+            self.trained_share = None
+            move(1.0)
+
+        try:
+            self.trained_share = largest_share(loss_at, max_rise)
+            move(self.trained_share)
+        except BaseException:
+            take_back()
+            raise
+        return take_back
 
     def card(self) -> ModelCard:
         """The base's card; the description says what the run changed."""

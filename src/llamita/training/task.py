@@ -81,6 +81,7 @@ class Task(ABC):
     compute: torch.dtype | None = None  # the data type for samples; None: that of the weights
     gathered: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext  # see fsdp.gathered
     val_share: float = 1.0  # of the held-out data that is evaluated; see limit_evaluation
+    last_evaluations: float = 1.0  # the time of `finish` and the last evaluation, in evaluations
 
     @property
     @abstractmethod
@@ -132,6 +133,11 @@ class Task(ABC):
         num_batches: evaluate only this many batches, for timing. progress: called after each
         pass; what it raises, such as Cancelled, ends the evaluation.
         """
+
+    def finish(self, progress: Progress = no_progress) -> Callable[[], None] | None:
+        """Change the weights after the last step, before the last evaluation; they are then the best.
+        Returns what takes the change back; None: nothing changes. progress: as in `evaluate`."""
+        return None
 
     def limit_evaluation(self, share: float) -> float:
         """Evaluate on about this share of the held-out data only, always the same part of it.

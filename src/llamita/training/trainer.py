@@ -25,6 +25,7 @@ from llamita.errors import CheckpointError
 from llamita.json_file import check_object
 from llamita.model.generate import bounded_seed
 from llamita.progress import Cancelled
+from llamita.progress import Progress as ReportedProgress
 from llamita.report.summary import write_page, write_report
 from llamita.run_directory import json_values, mark_best
 from llamita.training.activation_checkpointing import checkpoint_activations
@@ -97,7 +98,9 @@ class Trainer:
             config.schedule, config.warmup_fraction, config.decay_fraction, config.final_lr_fraction
         )
         val_tokens = round(max_val_share(task) * task.val_tokens)
-        self.budget = Budget(config, tokens_per_step, task.epoch_tokens, val_tokens, reserved_seconds)
+        self.budget = Budget(
+            config, tokens_per_step, task.epoch_tokens, val_tokens, reserved_seconds, task.last_evaluations
+        )
         self.state = TrainerState(MetricsAccumulator.empty(ranks.device))
         if not resuming and not self.budget.is_timed:
             self._limit_evaluation_tokens()
@@ -151,7 +154,7 @@ class Trainer:
             self._log()
         interrupted = due.stop
         if due.evaluate and not interrupted:
-            if self._evaluate(stop):
+            if self._evaluate_finished(stop) if due.end else self._evaluate(stop):
                 return None  # decide again: that took time
             interrupted = True
         if due.save or due.end or interrupted:
@@ -397,20 +400,48 @@ class Trainer:
         self.speed.skip(time.monotonic() - start)
         self.budget.plan_evaluations(self.ranks.broadcast_from_first(seconds)[0], self.state.progress)
 
-    def _evaluate(self, stop: StopSignal) -> bool:
-        """Evaluate on all held-out data, sample, save; False if a signal interrupted it."""
+    def _evaluate_finished(self, stop: StopSignal) -> bool:
+        """The last evaluation, of the weights as the task leaves them."""
         self._check_gradient()
         self._end_interval()
-        start, alone = time.monotonic(), self.ranks.world_size == 1
+        try:
+            take_back = self.task.finish(self._cancelling(stop))
+        except Cancelled:
+            self._mark_speed()
+            return False
+        self._mark_speed()
+        if take_back is None:
+            return self._evaluate(stop)
+        state, at = self.state, self.state.progress
+        best, step = state.best, at.step
+        state.best = None
+        if state.saved_step == step:  # interrupted here before: that checkpoint has the weights before the change
+            at.step += 1
+        if self._evaluate(stop):
+            return True
+        take_back()
+        state.best, at.step = best, step
+        return False
+
+    def _cancelling(self, stop: StopSignal) -> ReportedProgress:
+        """Shows a stage; raises Cancelled after a signal. Several processes could not agree on that."""
+        alone = self.ranks.world_size == 1
 
         def progress(stage: str, done: int, total: int) -> None:
             self.display.show_stage(stage, done, total)
             if alone and stop.is_set:
                 raise Cancelled
 
+        return progress
+
+    def _evaluate(self, stop: StopSignal) -> bool:
+        """Evaluate on all held-out data, sample, save; False if a signal interrupted it."""
+        self._check_gradient()
+        self._end_interval()
+        start = time.monotonic()
         try:
             with self._rounded_weights():
-                found = self.task.evaluate(progress=progress)
+                found = self.task.evaluate(progress=self._cancelling(stop))
         except Cancelled:
             self._mark_speed()
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -69,6 +70,23 @@ def test_a_store_has_a_page(source: Path, tmp_path: Path, capsys: pytest.Capture
     out = capsys.readouterr().out
     assert "token store" in out and "41, " in out and "of them in training, of a held-out document" in out
     assert "repeat a held-out one" in page.read_text(encoding="utf-8")
+
+
+def test_json_of_text_and_of_a_store(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = tmp_path / "store"
+    assert main(["prepare", str(source), "-o", str(store), "--vocab-size", "270", "--val-fraction", "0.5"]) == 0
+    for path, near_held_out in ((source, False), (store, True)):
+        capsys.readouterr()
+        assert main(["inspect", str(path), "--json", "--lines", str(tmp_path / "lines.txt")]) == 0
+        out, err = capsys.readouterr()
+        found = json.loads(out)
+        assert err == "" and out.count("\n") == 1 and out.isascii()
+        assert found["documents"] == 41 and found["forms"] == {"text": 41} and found["paths"] == [str(path)]
+        assert found["near_duplicates"]["documents"] == 39 and (found["near_held_out"] > 0) == near_held_out
+        assert found["lines"] == [["<script>alert(1)</script> & more", 40]]
+        assert found["personal"][0]["count"] == 1 and found["odd_characters"][0]["name"].startswith("U+200B")
+    page = (Path(__file__).parents[3] / "docs" / "your-own-text.md").read_text(encoding="utf-8")
+    assert [name for name in found if f"`{name}`" not in page] == []
 
 
 def test_several_paths(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

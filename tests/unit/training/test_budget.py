@@ -35,6 +35,12 @@ def test_time_is_reserved_for_the_last_evaluation() -> None:
     assert math.isclose(budget.progress(Progress(seconds=289)), 0.5)
 
 
+def test_a_last_evaluation_that_takes_longer_than_others() -> None:
+    budget = Budget(make_config(minutes=10), 10, epoch_tokens=100, val_tokens=10, last_evaluations=3.5)
+    budget.plan_evaluations(20.0, Progress())
+    assert budget.training_seconds == 600 - 70 - 2
+
+
 def test_an_estimate_on_a_busy_machine_is_repeated() -> None:
     budget = Budget(make_config(minutes=10), tokens_per_step=10, epoch_tokens=100, val_tokens=10)
     assert budget.wants_probe(Progress(step=1, seconds=1))

@@ -21,9 +21,10 @@ from llamita.data.prepare import prepare  # noqa: E402
 from llamita.errors import CheckpointError, ConfigError, LlamitaError, StoreError  # noqa: E402
 from llamita.model_card import load_card  # noqa: E402
 from llamita.run_directory import read_metrics, remembered_run  # noqa: E402
-from llamita.training.continued import PEAK_SHARE, REPLAY_SHARE  # noqa: E402
+from llamita.training import cpu_dtype  # noqa: E402
+from llamita.training.continued import MAX_FORGETTING, PEAK_SHARE, REPLAY_SHARE  # noqa: E402
 from llamita.training.optimizer import optimizer_tensors  # noqa: E402
-from llamita.training.pretraining import train  # noqa: E402
+from llamita.training.pretraining import ContinuedPretraining, train  # noqa: E402
 from llamita.training.trainer import Trainer  # noqa: E402
 
 NEW = [f"Number {i} met number {i + 1} and said hello to it." for i in range(900)]
@@ -91,7 +92,11 @@ def test_it_goes_on_where_the_run_ended_and_says_what_changed(
     assert [after[name] for name in kept] == [before[name] for name in kept]
     assert after["learning_rate"] == PEAK_SHARE * before["learning_rate"]
     assert after["embedding_lr"] == PEAK_SHARE * before["embedding_lr"]
-    assert after["replay"] == REPLAY_SHARE and after["replay_data"] == [str(made.old)]
+    assert (
+        after["replay"] == REPLAY_SHARE
+        and after["max_forgetting"] == MAX_FORGETTING
+        and after["replay_data"] == [str(made.old)]
+    )
     card = load_card(run / "best")
     assert card.license == "apache-2.0" and card.name == "second" and card.description is not None
     for values in ((first["bpb"], last["bpb"]), (first["old_bpb"], last["old_bpb"])):
@@ -124,6 +129,17 @@ def test_the_optimizer_goes_on_where_it_was(made: Folders, tmp_path: Path, monke
     assert not any(begun)
 
 
+def test_it_computes_as_its_run_did(made: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(made.run, run, symlinks=True)
+    content = json.loads((run / "run.json").read_text())
+    content["config"]["dtype"] = "bfloat16"
+    (run / "run.json").write_text(json.dumps(content))
+    monkeypatch.setattr(cpu_dtype, "product_speedup", lambda: 2.0)
+    train(continued(made, tmp_path / "out", from_=run, steps=1))
+    assert recorded(tmp_path / "out")["config"]["dtype"] == "bfloat16"
+
+
 def test_killed_and_resumed_it_ends_with_the_same_bytes(
     made: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +159,44 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(
         whole, parts = ((tmp_path / run / "latest" / name).read_bytes() for run in ("whole", "parts"))
         assert whole == parts, name
     assert untimed(tmp_path / "whole") == untimed(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("percent", [0.0, 1e9])
+def test_the_old_text_loses_no_more_than_it_may(percent: float, made: Folders, tmp_path: Path) -> None:
+    """The weights at the end lie between the base's and those of the last step."""
+    train(continued(made, tmp_path / "free", max_forgetting=1e9, replay=0.0, learning_rate=0.05))
+    train(continued(made, tmp_path / "run", max_forgetting=percent, replay=0.0, learning_rate=0.05))
+    (first, *_, last), share = evaluations(tmp_path / "run"), evaluations(tmp_path / "run")[-1]["trained_share"]
+    assert evaluations(tmp_path / "free")[-1]["old_bpb"] > first["old_bpb"], "or nothing is tested"
+    assert share == 1 if percent else 0 <= share < 1
+    assert last["old_bpb"] <= (1 + percent / 100) * first["old_bpb"] * 1.0001
+    base, free, found = (load_tensors(run / "best") for run in (made.run, tmp_path / "free", tmp_path / "run"))
+    for name in base:
+        assert torch.allclose(found[name], torch.lerp(base[name], free[name], share), atol=1e-6)
+    assert (tmp_path / "run" / "best").resolve().name == "step-00000012", "also if an earlier one knew more"
+    assert f"{first['bpb']:.4f} → {last['bpb']:.4f}" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("place", "name", "call"), [(Trainer, "_evaluate", 2), (ContinuedPretraining, "_old_bits", 3)])
+def test_interrupted_at_the_end_and_resumed_it_ends_with_the_same_bytes(
+    place: type, name: str, call: int, made: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the last evaluation, and while the weights move towards the base's."""
+    options: dict[str, Any] = {"max_forgetting": 0.0, "replay": 0.0, "learning_rate": 0.05, "eval_interval": None}
+    train(continued(made, tmp_path / "whole", **options))
+    real, calls = getattr(place, name), iter(range(1, 100))
+
+    def stop(*arguments: Any) -> Any:
+        if next(calls) == call:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place, name, stop)
+        assert train(continued(made, tmp_path / "parts", **options)).interrupted
+    assert not train(continued(made, tmp_path / "parts", resume=True, **options)).interrupted
+    whole, parts = ((tmp_path / each / "latest" / "model.safetensors").read_bytes() for each in ("whole", "parts"))
+    assert whole == parts
 
 
 def test_an_update_of_an_update_replays_all_older_text(made: Folders, tmp_path: Path) -> None:
@@ -184,6 +238,7 @@ def test_old_stores_that_are_gone_or_others(made: Folders, tmp_path: Path) -> No
         train(config)
     train(dataclasses.replace(config, replay=0.0))
     assert recorded(tmp_path / "out")["config"]["replay_data"] == []
+    assert recorded(tmp_path / "out")["config"]["max_forgetting"] is None
     train(dataclasses.replace(config, out=tmp_path / "other", replay_data=(str(made.old),)))
     assert recorded(tmp_path / "other")["config"]["replay"] == REPLAY_SHARE
 
@@ -196,6 +251,9 @@ def test_old_stores_that_are_gone_or_others(made: Folders, tmp_path: Path) -> No
         ({"context": 65}, "--context: expected at most 64"),
         ({"preset": "0.5M"}, "--preset: the shape is that of --from"),
         ({"replay": 1.0}, "--replay: expected a share of 0 or more, below 1"),
+        ({"max_forgetting": -1.0}, "--max-forgetting: expected 0 percent or more, found -1"),
+        ({"max_forgetting": float("nan")}, "--max-forgetting: expected 0 percent or more, found nan"),
+        ({"from_": None, "max_forgetting": 1.0}, "--max-forgetting is a setting of --from; give both"),
         ({"from_": None, "replay": 0.0}, "--replay is a setting of --from; give both"),
         ({"from_": None, "replay_data": ("x",)}, "--replay-data is a setting of --from; give both"),
         ({"from_": Path("nowhere")}, "cannot open checkpoint nowhere: no such folder"),

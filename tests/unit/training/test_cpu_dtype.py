@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 
 from llamita.config import TrainConfig  # noqa: E402
 from llamita.training import cpu_dtype, planner  # noqa: E402
-from llamita.training.cpu_dtype import candidate_dtypes, product_speedup  # noqa: E402
+from llamita.training.cpu_dtype import candidate_dtypes, inherited_dtype, product_speedup  # noqa: E402
 from llamita.training.distributed import Ranks  # noqa: E402
 from llamita.training.planner import describe_plan, plan_run, resolve_plan  # noqa: E402
 
@@ -55,6 +55,26 @@ def test_what_is_worth_timing(
 ) -> None:
     monkeypatch.setattr(cpu_dtype, "product_speedup", lambda: speedup)
     assert candidate_dtypes(make_config(**changes), CPU) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "earlier", "speedup", "expected"),
+    [
+        ({}, "bfloat16", 2.0, "bfloat16"),
+        ({}, "bfloat16", 1.2, "float32"),
+        ({}, "float32", 2.0, "auto"),
+        ({}, None, 2.0, "auto"),  # of a checkpoint from elsewhere
+        ({"minutes": 1.0}, "bfloat16", 2.0, "auto"),  # the planner times steps
+        ({"activation_checkpointing": True}, "bfloat16", 2.0, "float32"),
+        ({"dtype": "float32"}, "bfloat16", 2.0, "float32"),
+        ({"dtype": "bfloat16"}, "float32", 0.02, "bfloat16"),
+    ],
+)
+def test_a_run_that_goes_on_keeps_the_type(
+    changes: dict[str, Any], earlier: str | None, speedup: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_dtype, "product_speedup", lambda: speedup)
+    assert inherited_dtype(make_config(**{"minutes": None} | changes), earlier, RANKS) == expected
 
 
 @pytest.fixture
