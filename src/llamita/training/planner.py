@@ -22,6 +22,8 @@ from llamita.data.mixture import open_documents
 from llamita.errors import ConfigError, TrainingError
 from llamita.model.device import gpu_name, synchronize
 from llamita.model.llama import Llama
+from llamita.report.outlook import Outlook, make_outlook
+from llamita.scaling_law import R_STAR_TOKENS, SCALING_LAW, Forecast, effective_tokens, forecast
 from llamita.training.budget import MIN_CLOSING_SECONDS
 from llamita.training.cpu_dtype import LOSSES_AGREE, MIN_STEP_SPEEDUP, Dtype, candidate_dtypes, product_speedup
 from llamita.training.defaults import decay_for, ffn_for, fill_defaults, fit_micro_batch, resolve_dtype, row_token_bytes
@@ -46,36 +48,10 @@ CONTEXTS = {"cpu": (128, 512), "cuda": (256, 1024), "mps": (256, 512)}  # minimu
 PROBE_WIDTHS = {"cpu": (128, 192), "cuda": (768, 384), "mps": (384, 192)}
 STEP_TOKENS = {"cpu": (1024, 16384), "cuda": (16384, 65536), "mps": (4096, 16384)}  # minimum, maximum; per GPU
 FILLING_SECONDS = 0.03  # a GPU's time for a step, beside which launching its kernels takes little
-# R* of tokens and of weights: after this many repetitions, one more adds 1/e of the first one's
-# value (Muennighoff et al., arXiv 2305.16264)
-R_STAR_TOKENS, R_STAR_WEIGHTS = 15.4, 5.3
-
-
-@dataclasses.dataclass(frozen=True)
-class ScalingLaw:
-    """bits(N, D) = floor + a / N^alpha + b / D^beta for N weights and D tokens (the form of
-    Chinchilla, arXiv 2203.15556).
-
-    Fitted to runs of this recipe on TinyStories (docs/experiments.md); the floor and the unit are
-    those of that text. The best N for a given time depends only on the two exponents and on a / b,
-    which vary little between texts.
-    """
-
-    floor: float
-    a: float
-    alpha: float
-    b: float
-    beta: float
-
-    def bits(self, num_parameters: float, tokens: float) -> float:
-        return self.floor + self.a / num_parameters**self.alpha + self.b / tokens**self.beta
-
 
 # An embedding learns from the occurrences of its token in the text. Chinese characters are worth
 # their weights however large their share (docs/experiments.md).
 MIN_OCCURRENCES = 100
-
-SCALING_LAW = ScalingLaw(floor=0.25, a=174.6, alpha=0.512, b=22.3, beta=0.261)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +81,8 @@ class Timing:
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """filled: the complete configuration; best: the chosen estimate; estimates: all of them; timing:
-    of the timed shape that is nearest to the best."""
+    of the timed shape that is nearest to the best; outlook: the best shape's bits with more time or
+    text."""
 
     filled: TrainConfig
     best: Estimate
@@ -113,6 +90,7 @@ class Plan:
     timing: Timing
     vocab_size: int
     device: str
+    outlook: Outlook
 
 
 def wants_plan(config: TrainConfig) -> bool:
@@ -210,8 +188,17 @@ def plan_run(
     def flops(shape: Shape) -> float:
         return flops_per_token(model_shape(shape, vocab_size, untied=not config.tie_embeddings), context)
 
-    def choose_from(points: list[tuple[float, float]]) -> tuple[Estimate, tuple[Estimate, ...]]:
-        return choose_shape(points, shapes, vocab_size, seconds, unique_tokens, untied=not config.tie_embeddings)
+    def choose_from(
+        points: list[tuple[float, float]], time_factor: float = 1.0, text_factor: float = 1.0
+    ) -> tuple[Estimate, tuple[Estimate, ...]]:
+        return choose_shape(
+            points, shapes, vocab_size, time_factor * seconds, text_factor * unique_tokens,
+            untied=not config.tie_embeddings,
+        )  # fmt: skip
+
+    def predict(time_factor: float, text_factor: float) -> Forecast:
+        best = choose_from(points, time_factor, text_factor)[0]
+        return forecast(best.num_parameters, best.tokens, text_factor * unique_tokens)
 
     start, allowed = time.monotonic(), min(PROBE_SECONDS[1], max(PROBE_SECONDS[0], PROBE_SHARE * 60 * minutes))
     points: list[tuple[float, float]] = []
@@ -249,7 +236,8 @@ def plan_run(
     config = dataclasses.replace(config, dtype=nearest.dtype)
     chosen = apply_step_tokens(apply_shape(config, best.shape), tokens, world_size, free, device)
     filled = fill_defaults(apply_weight_decay(chosen, best.epochs), device, world_size)
-    return Plan(filled, best, estimates, nearest, vocab_size, describe_device(device))
+    outlook = make_outlook(predict, minutes, best.tokens, unique_tokens)
+    return Plan(filled, best, estimates, nearest, vocab_size, describe_device(device), outlook)
 
 
 def describe_device(device: torch.device) -> str:
@@ -265,7 +253,7 @@ def choose_shape(
     shapes: Sequence[Shape],
     vocab_size: int,
     seconds: float,
-    unique_tokens: int,
+    unique_tokens: float,
     *,
     untied: bool = False,
 ) -> tuple[Estimate, tuple[Estimate, ...]]:
@@ -278,10 +266,7 @@ def choose_shape(
         model = model_shape(shape, vocab_size, untied=untied)
         per_token = interpolate_seconds(points, flops_per_token(model, shape.max_position_embeddings))
         tokens = seconds / per_token
-        bits = SCALING_LAW.bits(
-            effective_tokens(model.num_parameters, unique_tokens, R_STAR_WEIGHTS),
-            effective_tokens(tokens, unique_tokens, R_STAR_TOKENS),
-        )
+        bits = SCALING_LAW.bits(model.num_parameters, tokens, unique_tokens)
         estimates.append(
             Estimate(shape, model.num_parameters, 1 / per_token, tokens, tokens / unique_tokens, bits)
         )  # fmt: skip
@@ -316,18 +301,6 @@ def interpolate_seconds(points: Sequence[tuple[float, float]], operations: float
         slope = min(1.1, max(0.5, slope))
     anchor_x, anchor_y = (x0, y0) if at < x0 else (x1, y1)
     return math.exp(anchor_y + slope * (at - anchor_x))
-
-
-def effective_tokens(amount: float, unique_tokens: float, r_star: float) -> float:
-    """Tokens (or weights) discounted for repetition: U + U R* (1 - exp(-R / R*)).
-
-    U: unique tokens of the text; R = amount / U - 1 (arXiv 2305.16264, equations 5 and 6, with one
-    weight per unique token as the balance).
-    """
-    if amount <= unique_tokens:
-        return amount
-    excess = amount / unique_tokens - 1
-    return unique_tokens * (1 + r_star * (1 - math.exp(-excess / r_star)))
 
 
 def model_shape(shape: Shape, vocab_size: int, *, untied: bool = False) -> ModelConfig:
@@ -581,3 +554,22 @@ def describe_plan(plan: Plan) -> tuple[Rows, Rows]:
                 "best" if estimate is best else f"{100 * gap:+.1f} %",
             ))  # fmt: skip
     return chosen, weighed
+
+
+def plan_values(plan: Plan) -> dict[str, Any]:
+    """A plan as JSON."""
+    config = plan.filled
+    names = ("layers", "hidden", "heads", "kv_heads", "ffn", "context", "micro_batch_size", "grad_accum_steps", "dtype",
+             "learning_rate", "embedding_lr", "weight_decay")  # fmt: skip
+    return {
+        "minutes": config.minutes, "device": plan.device, "vocab_size": plan.vocab_size,
+        "config": {name: getattr(config, name) for name in names},
+        "estimates": [
+            {"layers": each.shape.num_hidden_layers, "hidden": each.shape.hidden_size,
+             "num_parameters": each.num_parameters, "tokens_per_second": each.tokens_per_second,
+             "tokens": round(each.tokens), "epochs": each.epochs, "bits_per_byte": each.bits,
+             "chosen": each is plan.best}
+            for each in plan.estimates
+        ],
+        "outlook": plan.outlook.values(),
+    }  # fmt: skip

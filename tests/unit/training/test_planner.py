@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from llamita.cli import main  # noqa: E402
 from llamita.config import TrainConfig  # noqa: E402
 from llamita.errors import ConfigError  # noqa: E402
 from llamita.run_directory import remembered_run  # noqa: E402
+from llamita.scaling_law import R_STAR_TOKENS, effective_tokens  # noqa: E402
 from llamita.training import planner  # noqa: E402
 from llamita.training.planner import (  # noqa: E402
-    R_STAR_TOKENS,
     WIDTHS,
     Estimate,
     apply_step_tokens,
@@ -27,7 +28,6 @@ from llamita.training.planner import (  # noqa: E402
     choose_context,
     choose_shape,
     describe_plan,
-    effective_tokens,
     interpolate_seconds,
     ladder_shape,
     model_shape,
@@ -321,5 +321,35 @@ def test_the_command_measures_this_machine(story_store: Path, capfd: pytest.Capt
     assert main(["plan", str(story_store), "--minutes", "0.5", "--context", "64", "--threads", "1"]) == 0
     out = capfd.readouterr().out
     assert "tokens per step" in out and "Chinchilla" in out and "best" in out
+    assert "bits per byte, * this text" in out and "x 4: 2 min" in out and "fitted to TinyStories" in out
     assert main(["plan", str(story_store / "none")]) == 2
     assert "cannot open store" in capfd.readouterr().err
+
+
+def test_the_outlook_chooses_the_shape_again_for_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four times the minutes buy a wider model; more text helps where it is repeated, and only there."""
+    monkeypatch.setattr(planner, "probe_seconds_per_token", lambda config, *args: 4e-9 * config.hidden**2)
+
+    def plan(documents: int) -> planner.Plan:
+        config = make_config(minutes=10.0, context=128)
+        return plan_run(config, vocab_size=2048, lengths=np.full(documents, 200), device=CPU)
+
+    fresh, repeated = plan(10**6), plan(1000)
+    for each in (fresh, repeated):
+        assert math.isclose(each.outlook.cells[1][1].bits, each.best.bits), "once the time and the text: the plan"
+    alone = choose_shape([(1e7, 1e-4)], SHAPES, 4096, 600, 10**8)[0].num_parameters
+    assert choose_shape([(1e7, 1e-4)], SHAPES, 4096, 2400, 10**8)[0].num_parameters > alone
+    assert fresh.outlook.cells[1][3].bits < fresh.outlook.cells[1][1].bits
+    assert fresh.outlook.cells[3][1].bits == fresh.outlook.cells[1][1].bits
+    assert repeated.outlook.cells[3][1].bits < 0.95 * repeated.outlook.cells[1][1].bits
+
+
+def test_a_plan_as_json(story_store: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "probe_seconds_per_token", lambda config, *args: 4e-9 * config.hidden**2)
+    assert main(["plan", str(story_store), "--minutes", "2", "--threads", "1", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["minutes"] == 2 and found["config"]["hidden"] in WIDTHS and found["outlook"]["minutes"] == 2
+    (chosen,) = [each for each in found["estimates"] if each["chosen"]]
+    (now,) = [each for each in found["outlook"]["forecasts"] if each["time_factor"] == each["text_factor"] == 1]
+    assert now["bits_per_byte"] == chosen["bits_per_byte"] and now["low"] < chosen["bits_per_byte"] < now["high"]
+    assert len(found["outlook"]["forecasts"]) == 16 and not found["outlook"]["from_run"]
