@@ -25,7 +25,14 @@ from llamita.model.llama import Llama
 from llamita.report.outlook import Outlook, make_outlook
 from llamita.scaling_law import R_STAR_TOKENS, SCALING_LAW, Forecast, effective_tokens, forecast
 from llamita.training.budget import MIN_CLOSING_SECONDS
-from llamita.training.cpu_dtype import LOSSES_AGREE, MIN_STEP_SPEEDUP, Dtype, candidate_dtypes, product_speedup
+from llamita.training.cpu_dtype import (
+    LOSSES_AGREE,
+    MIN_STEP_SPEEDUP,
+    MIN_TIMED_FLOPS,
+    Dtype,
+    candidate_dtypes,
+    product_speedup,
+)
 from llamita.training.defaults import decay_for, ffn_for, fill_defaults, fit_micro_batch, resolve_dtype, row_token_bytes
 from llamita.training.distributed import Ranks, compute_type, start_ranks
 from llamita.training.flops import flops_per_token
@@ -411,9 +418,8 @@ def probe_seconds_per_token(
 ) -> float:
     """Seconds per token over all processes, from training on random tokens for about `seconds`."""
     config = fill_defaults(config, device, world_size, free=free)
-    assert config.layers and config.hidden and config.heads and config.kv_heads and config.ffn
     assert config.context and config.micro_batch_size
-    shape = Shape(config.layers, config.hidden, config.heads, config.kv_heads, config.ffn, config.context)
+    shape = filled_shape(config)
     generator = torch.Generator().manual_seed(0)
     shape_config = model_shape(shape, vocab_size, untied=not config.tie_embeddings)
     model = Llama(shape_config, config.dropout).initialize(generator).to(device)
@@ -458,7 +464,7 @@ def resolve_plan(
             "auto takes the faster type"
         )
     if not wants_plan(config):
-        return _choose_dtype(config, vocab_size, ranks, say), []
+        return _choose_dtype(config, vocab_size, int(lengths.sum()), ranks, say), []
     say("measuring this machine to plan the run")
     plan = plan_run(
         config, vocab_size=vocab_size, lengths=lengths, device=ranks.device, world_size=ranks.world_size, free=free
@@ -476,16 +482,39 @@ def resolve_plan(
     return apply_weight_decay(config, epochs), describe_plan(plan)[0]
 
 
-def _choose_dtype(config: TrainConfig, vocab_size: int, ranks: Ranks, say: Callable[[str], None]) -> TrainConfig:
+def _choose_dtype(
+    config: TrainConfig, vocab_size: int, epoch_tokens: int, ranks: Ranks, say: Callable[[str], None]
+) -> TrainConfig:
     """The configuration of a shape that the user chose, with --dtype resolved."""
-    dtypes = candidate_dtypes(config, ranks.device)
+    dtypes = candidate_dtypes(config, ranks.device) if _is_worth_timing(config, vocab_size, epoch_tokens, ranks) else ()
     timing = Timing(0.0, "float32")
     if len(dtypes) > 1:
         timing = time_dtypes(config, dtypes, vocab_size, ranks.device, ranks.world_size, PROBE_SECONDS[0])
     (is_bfloat16,) = ranks.broadcast_from_first(timing.dtype == "bfloat16")
     if timing.speedup:
-        say(f"dtype: {describe_timing(timing)}" + (f"; {LOSSES_AGREE}" if is_bfloat16 else ""))
+        agree = f"; {LOSSES_AGREE}" if is_bfloat16 else ""
+        fixed = "" if config.steps is None and config.epochs is None else "; --dtype float32 makes runs repeatable"
+        say(f"dtype: {describe_timing(timing)}{agree}{fixed}")
     return dataclasses.replace(config, dtype="bfloat16") if is_bfloat16 else resolve_dtype(config, ranks.device)
+
+
+def _is_worth_timing(config: TrainConfig, vocab_size: int, epoch_tokens: int, ranks: Ranks) -> bool:
+    """Whether a run is long enough to choose its type; with --minutes always."""
+    filled = fill_defaults(config, ranks.device, ranks.world_size, epoch_tokens=epoch_tokens)
+    if filled.minutes is not None:
+        return True
+    assert filled.context and filled.micro_batch_size
+    tokens = (filled.epochs or 0.0) * epoch_tokens
+    if filled.steps is not None:
+        tokens = filled.steps * filled.micro_batch_size * filled.context * filled.grad_accum_steps * ranks.world_size
+    model = model_shape(filled_shape(filled), vocab_size, untied=not filled.tie_embeddings)
+    return tokens * flops_per_token(model, filled.context) >= MIN_TIMED_FLOPS
+
+
+def filled_shape(config: TrainConfig) -> Shape:
+    """The shape of a configuration in which it is set."""
+    assert config.layers and config.hidden and config.heads and config.kv_heads and config.ffn and config.context
+    return Shape(config.layers, config.hidden, config.heads, config.kv_heads, config.ffn, config.context)
 
 
 def plan_store(config: TrainConfig) -> Plan:
