@@ -8,13 +8,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# After R* repetitions one more adds 1/e of the first one's value (Muennighoff et al., arXiv
-# 2305.16264, where R* is 15.4 of tokens and 5.3 of weights).
-R_STAR_TOKENS, R_STAR_WEIGHTS = 15.4, 5.3
-R_STAR_FACTOR = 1.5  # one standard deviation of R*, up and down
+# R* of tokens and of weights: after this many repetitions, one more adds 1/e of the first one's
+# value. Fitted here to models of 0.5 to 2 million weights; models of billions have 15.4 of tokens and
+# 5.3 of weights (Muennighoff et al., arXiv 2305.16264).
+R_STAR = 1.95
+R_STAR_FACTOR = 1.3  # one standard deviation of R*, up and down
 
 
-def effective_tokens(amount: float, unique_tokens: float, r_star: float) -> float:
+def effective_tokens(amount: float, unique_tokens: float, r_star: float = R_STAR) -> float:
     """Tokens (or weights) discounted for repetition: U + U R* (1 - exp(-R / R*)).
 
     U: unique tokens of the text; R = amount / U - 1 (arXiv 2305.16264, equations 5 and 6, with one
@@ -45,12 +46,12 @@ class ScalingLaw:
 
     def bits(self, num_parameters: float, tokens: float, unique_tokens: float, r_star_factor: float = 1.0) -> float:
         """Bits per byte. r_star_factor: multiplies R* of tokens."""
-        weights = effective_tokens(num_parameters, unique_tokens, R_STAR_WEIGHTS)
-        seen = effective_tokens(tokens, unique_tokens, r_star_factor * R_STAR_TOKENS)
+        weights = effective_tokens(num_parameters, unique_tokens)
+        seen = effective_tokens(tokens, unique_tokens, r_star_factor * R_STAR)
         return self.floor + self.a / weights**self.alpha + self.b / seen**self.beta
 
 
-SCALING_LAW = ScalingLaw(floor=0.25, a=174.6, alpha=0.512, b=22.3, beta=0.261, scatter=0.017)
+SCALING_LAW = ScalingLaw(floor=0.25, a=127.5, alpha=0.483, b=42.8, beta=0.31, scatter=0.01)
 
 NINE_IN_TEN = 1.645  # standard deviations
 
@@ -90,16 +91,17 @@ class Evaluation:
     rate: float
 
 
-# What is known of a run before its first evaluation, as means and standard deviations: how much
-# steeper than the law bits fall with tokens (the exponent's difference), and how much higher they
-# are at the peak of the learning rate than at its end (docs/experiments.md).
-SLOPE, AT_PEAK = (0.0, 0.07), (0.08, 0.04)
+# What is known of a run before its first evaluation, as means and standard deviations over the runs
+# of docs/experiments.md: how much steeper than the law bits fall with the tokens of whole runs (the
+# exponent's difference); how much higher they are at the peak of the learning rate than at its end;
+# and how much steeper they fall at the peak than from run to run.
+SLOPE, AT_PEAK, SLOPE_AT_PEAK = (-0.03, 0.05), (0.07, 0.03), (-0.08, 0.05)
 NOISE = 0.005  # of an evaluation, between seeds
 
 
 class RunCurve:
-    """The law, scaled and tilted to a run's own evaluations: a linear fit of log bits / law by
-    1, log tokens and the learning rate, with the two means above as a prior."""
+    """The law, scaled and tilted to a run's own evaluations: a linear fit of log bits / law by log
+    tokens and the learning rate, with the means above as a prior."""
 
     def __init__(self, evaluations: Sequence[Evaluation], num_parameters: float, unique_tokens: float) -> None:
         """The run's weights, and the tokens of its text. Needs an evaluation."""
@@ -109,8 +111,9 @@ class RunCurve:
         found = np.array([
             math.log(each.bits) - _log_bits(num_parameters, each.tokens, unique_tokens)[0] for each in evaluations
         ])  # fmt: skip
-        means = np.array([0.0, SLOPE[0], AT_PEAK[0]])
-        precisions = np.diag([0.0, SLOPE[1] ** -2, AT_PEAK[1] ** -2])
+        priors = (SLOPE, AT_PEAK, SLOPE_AT_PEAK)
+        means = np.array([0.0, *(mean for mean, _ in priors)])
+        precisions = np.diag([0.0, *(deviation**-2 for _, deviation in priors)])
         self.noise = NOISE
         for _ in range(2):  # then with the noise that the residuals show
             weighted = factors.T / self.noise**2
@@ -118,12 +121,10 @@ class RunCurve:
             self._fit = self._covariance @ (weighted @ found + precisions @ means)
             self.noise = max(NOISE, float(np.sqrt(np.mean((found - factors @ self._fit) ** 2))))
 
-    def _factors(self, tokens: float, unique_tokens: float, rate: float) -> tuple[float, float, float]:
-        seen, end = (
-            effective_tokens(*pair, R_STAR_TOKENS)
-            for pair in ((tokens, unique_tokens), (self._end, self.unique_tokens))
-        )
-        return 1.0, -math.log(seen / end), rate
+    def _factors(self, tokens: float, unique_tokens: float, rate: float) -> tuple[float, ...]:
+        seen, end = (effective_tokens(*pair) for pair in ((tokens, unique_tokens), (self._end, self.unique_tokens)))
+        fall = -math.log(seen / end)
+        return 1.0, fall, rate, rate * fall
 
     def forecast(self, tokens: float, unique_tokens: float) -> Forecast:
         """At the end of a run of this many tokens, on this many of such text."""
