@@ -51,7 +51,7 @@ class ScalingLaw:
         return self.floor + self.a / weights**self.alpha + self.b / seen**self.beta
 
 
-SCALING_LAW = ScalingLaw(floor=0.25, a=127.5, alpha=0.483, b=42.8, beta=0.31, scatter=0.01)
+SCALING_LAW = ScalingLaw(floor=0.25, a=127.5, alpha=0.4829, b=42.8, beta=0.3096, scatter=0.01)
 
 NINE_IN_TEN = 1.645  # standard deviations
 

@@ -562,7 +562,7 @@ def describe_plan(plan: Plan) -> tuple[Rows, Rows]:
         ("speed", f"{format_count(best.tokens_per_second)} tok/s", ""),
         ("tokens", f"{format_count(best.tokens)}: {ratio:.1f} per weight", "20 per weight (Chinchilla); fewer for "
          "small models in minutes" + extrapolated),
-        ("epochs", f"{best.epochs:.2f}", "up to 4 are as good as new text (arXiv 2305.16264)"),
+        ("epochs", f"{best.epochs:.2f}", "3 are worth 2.3 of new text, any number less than 3"),
         ("tokens per step", f"{step:,}", "100,000 for medium models (llama2.c); small steps learn more on CPUs"),
         ("context", f"{config.context}", "holds three of four documents"),
         ("learning rates", f"{config.optimizer} {config.learning_rate:.3g}, embeddings {config.embedding_lr:.3g}",
