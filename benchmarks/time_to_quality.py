@@ -85,9 +85,9 @@ def report(outcomes: dict[str, list[Outcome]], flags: argparse.Namespace) -> lis
     """Prints the medians of each side and returns rows for results/*.csv."""
     medians = {}
     for side, runs in outcomes.items():
-        bits = [run.bits_per_byte for run in runs]
+        results = [run.bits_per_byte for run in runs]
         times = sorted(run.minutes_to_target if run.minutes_to_target is not None else float("inf") for run in runs)
-        medians[side] = (statistics.median(bits), statistics.median(times), f"{min(bits):.4f}-{max(bits):.4f}")
+        medians[side] = (statistics.median(results), statistics.median(times), f"{min(results):.4f}-{max(results):.4f}")
         print(f"{side}: {medians[side][0]:.4f} bits per byte after {flags.minutes:g} minutes ({medians[side][2]}, "
               f"{len(runs)} seeds); {medians[side][1]:.2f} minutes to {flags.target:g}")  # fmt: skip
     if OURS not in medians:

@@ -415,8 +415,8 @@ class RunConfig:
     """Largest norm of a step's gradient; 0 disables clipping."""
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], Option(group="hardware")] = "auto"
     """Type of matrix products: auto is bfloat16 on CUDA if the device supports it, and on a CPU if
-    train with --minutes measures that it is faster; else float32. On CUDA the products of float32
-    are rounded to TF32 (10 bits) where the device supports it."""
+    train measures that it is faster; else float32. On CUDA the products of float32 are rounded to
+    TF32 (10 bits) where the device supports it."""
     qat: Annotated[QuantizedType | None, Option(group="optimization")] = None
     """Quantization-aware training: the last fifth of the run computes with weights rounded to this
     type, for `llamita export --type`, which then costs nearly nothing."""

@@ -8,8 +8,10 @@ from typing import Any
 
 from llamita.commands import command_line
 from llamita.console import format_count, format_rate, format_seconds, speed_unit
+from llamita.errors import TrainingError
 from llamita.report.charts import axis_switch, build_charts, color_key
 from llamita.report.history import History, common_targets, objective, objective_unit
+from llamita.report.outlook import outlook_section, run_outlook
 from llamita.report.page import page, tiles
 from llamita.report.samples import earlier_samples, memorization, newest_sample, samples_side_by_side
 from llamita.report.settings import differences_table, folded_settings
@@ -22,7 +24,7 @@ def build_page(histories: Sequence[History]) -> str:
     if len(histories) == 1:
         (run,) = histories
         title, head = run.name, [_status(run), verdict(run), _tiles(run), newest_sample(run)]
-        sections = [_rollbacks(run), memorization(run), earlier_samples(run), folded_settings(run)]
+        sections = [_rollbacks(run), _outlook(run), memorization(run), earlier_samples(run), folded_settings(run)]
     else:
         names = ", ".join(history.name for history in histories)
         title = f"{len(histories)} runs"
@@ -88,6 +90,13 @@ def _rollbacks(history: History) -> str:
     )
     times = "once" if len(history.rollbacks) == 1 else f"{len(history.rollbacks)} times"
     return f'<h2 class="warn">Diverged {times}</h2><ul>{items}</ul>'
+
+
+def _outlook(history: History) -> str:
+    try:
+        return outlook_section(run_outlook(history))
+    except TrainingError:  # nothing to continue: the verdict says why
+        return ""
 
 
 # ---------------------------------------------------------------- several runs

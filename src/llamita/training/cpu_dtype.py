@@ -18,6 +18,7 @@ Dtype = Literal["float32", "bfloat16"]
 MIN_PRODUCT_SPEEDUP = 1.3  # below it a step cannot be faster by MIN_STEP_SPEEDUP
 MIN_STEP_SPEEDUP = 1.1
 PRODUCT_SIZE, PRODUCT_ROUNDS = (512, 256, 256), 9  # 0.2 to 0.7 ms in float32, up to 30 emulated
+MIN_TIMED_FLOPS = 2e12  # ten seconds in float32: a shorter run is not worth a second of timing
 LOSSES_AGREE = "loss within 0.2 % of float32's at equal tokens"  # three seeds: docs/experiments.md
 
 
@@ -40,11 +41,9 @@ def product_speedup() -> float:
 def candidate_dtypes(config: TrainConfig, device: torch.device) -> tuple[Dtype, ...]:
     """The types worth timing for this run: both, or the only one.
 
-    A CPU run counted in steps or epochs should give the same losses on every machine, and the fused
-    passes in bfloat16 exist for whole models without a teacher.
+    The fused passes in bfloat16 exist for whole models without a teacher.
     """
-    is_counted = config.steps is not None or config.epochs is not None
-    if config.dtype != "auto" or device.type != "cpu" or is_counted or _is_special(config):
+    if config.dtype != "auto" or device.type != "cpu" or _is_special(config):
         resolved: Dtype = "bfloat16" if resolve_dtype(config, device).dtype == "bfloat16" else "float32"
         return (resolved,)
     return ("float32", "bfloat16") if product_speedup() >= MIN_PRODUCT_SPEEDUP else ("float32",)

@@ -22,8 +22,17 @@ from llamita.data.mixture import open_documents
 from llamita.errors import ConfigError, TrainingError
 from llamita.model.device import gpu_name, synchronize
 from llamita.model.llama import Llama
+from llamita.report.outlook import Outlook, make_outlook
+from llamita.scaling_law import SCALING_LAW, Forecast, effective_tokens, forecast
 from llamita.training.budget import MIN_CLOSING_SECONDS
-from llamita.training.cpu_dtype import LOSSES_AGREE, MIN_STEP_SPEEDUP, Dtype, candidate_dtypes, product_speedup
+from llamita.training.cpu_dtype import (
+    LOSSES_AGREE,
+    MIN_STEP_SPEEDUP,
+    MIN_TIMED_FLOPS,
+    Dtype,
+    candidate_dtypes,
+    product_speedup,
+)
 from llamita.training.defaults import (
     ffn_for,
     fill_defaults,
@@ -43,8 +52,8 @@ MAX_PLANNING_SHARE = 0.1  # of the run: on a busy machine fewer shapes are timed
 PROBE_SECONDS = (0.5, 3.0)  # minimum, maximum
 TRAINING_SHARE = 0.94  # of the run; the rest is startup, evaluation and saving
 # Beyond this the law, which was fitted to small models, thinks too little of width: models of 42M
-# and 110M weights gain almost four times as much from it as the law says (docs/experiments.md).
-MAX_TOKENS_PER_WEIGHT, MAX_FITTED_WEIGHTS = 40, 5_000_000
+# and 110M weights gain three times as much from it as the law says (docs/experiments.md).
+MAX_TOKENS_PER_WEIGHT, MAX_FITTED_WEIGHTS = 40, 2_500_000
 NEGLIGIBLE = 0.003  # relative difference in bits; among such near ties the smallest shape wins
 WIDTHS = (64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
 CPU = torch.device("cpu")
@@ -52,37 +61,12 @@ CONTEXTS = {"cpu": (128, 512), "cuda": (256, 1024), "mps": (256, 512)}  # minimu
 # Small shapes take seconds to measure on a CPU. On a GPU they measure how fast kernels are launched.
 PROBE_WIDTHS = {"cpu": (128, 192), "cuda": (768, 384), "mps": (384, 192)}
 STEP_TOKENS = {"cpu": (1024, 16384), "cuda": (16384, 65536), "mps": (4096, 16384)}  # minimum, maximum; per GPU
+SHORT_TEXT_EPOCHS = 15  # from here on, a GPU's step is chosen by the text, not by its speed
 FILLING_SECONDS = 0.03  # a GPU's time for a step, beside which launching its kernels takes little
-# R* of tokens and of weights: after this many repetitions, one more adds 1/e of the first one's
-# value (Muennighoff et al., arXiv 2305.16264)
-R_STAR_TOKENS, R_STAR_WEIGHTS = 15.4, 5.3
-
-
-@dataclasses.dataclass(frozen=True)
-class ScalingLaw:
-    """bits(N, D) = floor + a / N^alpha + b / D^beta for N weights and D tokens (the form of
-    Chinchilla, arXiv 2203.15556).
-
-    Fitted to runs of this recipe on TinyStories (docs/experiments.md); the floor and the unit are
-    those of that text. The best N for a given time depends only on the two exponents and on a / b,
-    which vary little between texts.
-    """
-
-    floor: float
-    a: float
-    alpha: float
-    b: float
-    beta: float
-
-    def bits(self, num_parameters: float, tokens: float) -> float:
-        return self.floor + self.a / num_parameters**self.alpha + self.b / tokens**self.beta
-
 
 # An embedding learns from the occurrences of its token in the text. Chinese characters are worth
 # their weights however large their share (docs/experiments.md).
 MIN_OCCURRENCES = 100
-
-SCALING_LAW = ScalingLaw(floor=0.25, a=174.6, alpha=0.512, b=22.3, beta=0.261)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +96,8 @@ class Timing:
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """filled: the complete configuration; best: the chosen estimate; estimates: all of them; timing:
-    of the timed shape that is nearest to the best."""
+    of the timed shape that is nearest to the best; outlook: the best shape's bits with more time or
+    text."""
 
     filled: TrainConfig
     best: Estimate
@@ -120,6 +105,7 @@ class Plan:
     timing: Timing
     vocab_size: int
     device: str
+    outlook: Outlook
 
 
 def wants_plan(config: TrainConfig) -> bool:
@@ -217,8 +203,17 @@ def plan_run(
     def flops(shape: Shape) -> float:
         return flops_per_token(model_shape(shape, vocab_size, untied=not config.tie_embeddings), context)
 
-    def choose_from(points: list[tuple[float, float]]) -> tuple[Estimate, tuple[Estimate, ...]]:
-        return choose_shape(points, shapes, vocab_size, seconds, unique_tokens, untied=not config.tie_embeddings)
+    def choose_from(
+        points: list[tuple[float, float]], time_factor: float = 1.0, text_factor: float = 1.0
+    ) -> tuple[Estimate, tuple[Estimate, ...]]:
+        return choose_shape(
+            points, shapes, vocab_size, time_factor * seconds, text_factor * unique_tokens,
+            untied=not config.tie_embeddings,
+        )  # fmt: skip
+
+    def predict(time_factor: float, text_factor: float) -> Forecast:
+        best = choose_from(points, time_factor, text_factor)[0]
+        return forecast(best.num_parameters, best.tokens, text_factor * unique_tokens)
 
     start, allowed = time.monotonic(), min(PROBE_SECONDS[1], max(PROBE_SECONDS[0], PROBE_SHARE * 60 * minutes))
     points: list[tuple[float, float]] = []
@@ -256,7 +251,8 @@ def plan_run(
     config = dataclasses.replace(config, dtype=nearest.dtype)
     chosen = apply_step_tokens(apply_shape(config, best.shape), tokens, world_size, free, device)
     filled = fill_defaults(regularize(chosen, best.epochs), device, world_size)
-    return Plan(filled, best, estimates, nearest, vocab_size, describe_device(device))
+    outlook = make_outlook(predict, minutes, best.tokens, unique_tokens)
+    return Plan(filled, best, estimates, nearest, vocab_size, describe_device(device), outlook)
 
 
 def describe_device(device: torch.device) -> str:
@@ -272,7 +268,7 @@ def choose_shape(
     shapes: Sequence[Shape],
     vocab_size: int,
     seconds: float,
-    unique_tokens: int,
+    unique_tokens: float,
     *,
     untied: bool = False,
 ) -> tuple[Estimate, tuple[Estimate, ...]]:
@@ -285,10 +281,7 @@ def choose_shape(
         model = model_shape(shape, vocab_size, untied=untied)
         per_token = interpolate_seconds(points, flops_per_token(model, shape.max_position_embeddings))
         tokens = seconds / per_token
-        bits = SCALING_LAW.bits(
-            effective_tokens(model.num_parameters, unique_tokens, R_STAR_WEIGHTS),
-            effective_tokens(tokens, unique_tokens, R_STAR_TOKENS),
-        )
+        bits = SCALING_LAW.bits(model.num_parameters, tokens, unique_tokens)
         estimates.append(
             Estimate(shape, model.num_parameters, 1 / per_token, tokens, tokens / unique_tokens, bits)
         )  # fmt: skip
@@ -302,7 +295,7 @@ def choose_shape(
 def has_too_many_tokens(estimate: Estimate) -> bool:
     """Whether more tokens per weight are trained on than the law holds for; repeated ones are
     discounted."""
-    tokens = effective_tokens(estimate.tokens, estimate.tokens / estimate.epochs, R_STAR_TOKENS)
+    tokens = effective_tokens(estimate.tokens, estimate.tokens / estimate.epochs)
     return tokens > MAX_TOKENS_PER_WEIGHT * estimate.num_parameters
 
 
@@ -323,18 +316,6 @@ def interpolate_seconds(points: Sequence[tuple[float, float]], operations: float
         slope = min(1.1, max(0.5, slope))
     anchor_x, anchor_y = (x0, y0) if at < x0 else (x1, y1)
     return math.exp(anchor_y + slope * (at - anchor_x))
-
-
-def effective_tokens(amount: float, unique_tokens: float, r_star: float) -> float:
-    """Tokens (or weights) discounted for repetition: U + U R* (1 - exp(-R / R*)).
-
-    U: unique tokens of the text; R = amount / U - 1 (arXiv 2305.16264, equations 5 and 6, with one
-    weight per unique token as the balance).
-    """
-    if amount <= unique_tokens:
-        return amount
-    excess = amount / unique_tokens - 1
-    return unique_tokens * (1 + r_star * (1 - math.exp(-excess / r_star)))
 
 
 def model_shape(shape: Shape, vocab_size: int, *, untied: bool = False) -> ModelConfig:
@@ -379,8 +360,8 @@ def plan_step_tokens(estimate: Estimate, device: torch.device, world_size: int) 
     """
     tokens, filling = estimate.tokens, 0.0
     if device.type != "cpu":
-        tokens = effective_tokens(tokens, tokens / estimate.epochs, R_STAR_TOKENS)
-        if estimate.epochs < R_STAR_TOKENS:
+        tokens = effective_tokens(tokens, tokens / estimate.epochs)
+        if estimate.epochs < SHORT_TEXT_EPOCHS:
             filling = FILLING_SECONDS * estimate.tokens_per_second / world_size
     return step_tokens(tokens, device, world_size, filling)
 
@@ -440,9 +421,8 @@ def probe_seconds_per_token(
 ) -> float:
     """Seconds per token over all processes, from training on random tokens for about `seconds`."""
     config = fill_defaults(config, device, world_size, free=free)
-    assert config.layers and config.hidden and config.heads and config.kv_heads and config.ffn
     assert config.context and config.micro_batch_size
-    shape = Shape(config.layers, config.hidden, config.heads, config.kv_heads, config.ffn, config.context)
+    shape = filled_shape(config)
     generator = torch.Generator().manual_seed(0)
     shape_config = model_shape(shape, vocab_size, untied=not config.tie_embeddings)
     model = Llama(shape_config, config.dropout).initialize(generator).to(device)
@@ -487,7 +467,7 @@ def resolve_plan(
             "auto takes the faster type"
         )
     if not wants_plan(config):
-        return _choose_dtype(config, vocab_size, ranks, say), []
+        return _choose_dtype(config, vocab_size, int(lengths.sum()), ranks, say), []
     say("measuring this machine to plan the run")
     plan = plan_run(
         config, vocab_size=vocab_size, lengths=lengths, device=ranks.device, world_size=ranks.world_size, free=free
@@ -505,16 +485,39 @@ def resolve_plan(
     return regularize(config, epochs), describe_plan(plan)[0]
 
 
-def _choose_dtype(config: TrainConfig, vocab_size: int, ranks: Ranks, say: Callable[[str], None]) -> TrainConfig:
+def _choose_dtype(
+    config: TrainConfig, vocab_size: int, epoch_tokens: int, ranks: Ranks, say: Callable[[str], None]
+) -> TrainConfig:
     """The configuration of a shape that the user chose, with --dtype resolved."""
-    dtypes = candidate_dtypes(config, ranks.device)
+    dtypes = candidate_dtypes(config, ranks.device) if _is_worth_timing(config, vocab_size, epoch_tokens, ranks) else ()
     timing = Timing(0.0, "float32")
     if len(dtypes) > 1:
         timing = time_dtypes(config, dtypes, vocab_size, ranks.device, ranks.world_size, PROBE_SECONDS[0])
     (is_bfloat16,) = ranks.broadcast_from_first(timing.dtype == "bfloat16")
     if timing.speedup:
-        say(f"dtype: {describe_timing(timing)}" + (f"; {LOSSES_AGREE}" if is_bfloat16 else ""))
+        agree = f"; {LOSSES_AGREE}" if is_bfloat16 else ""
+        fixed = "" if config.steps is None and config.epochs is None else "; --dtype float32 makes runs repeatable"
+        say(f"dtype: {describe_timing(timing)}{agree}{fixed}")
     return dataclasses.replace(config, dtype="bfloat16") if is_bfloat16 else resolve_dtype(config, ranks.device)
+
+
+def _is_worth_timing(config: TrainConfig, vocab_size: int, epoch_tokens: int, ranks: Ranks) -> bool:
+    """Whether a run is long enough to choose its type; with --minutes always."""
+    filled = fill_defaults(config, ranks.device, ranks.world_size, epoch_tokens=epoch_tokens)
+    if filled.minutes is not None:
+        return True
+    assert filled.context and filled.micro_batch_size
+    tokens = (filled.epochs or 0.0) * epoch_tokens
+    if filled.steps is not None:
+        tokens = filled.steps * filled.micro_batch_size * filled.context * filled.grad_accum_steps * ranks.world_size
+    model = model_shape(filled_shape(filled), vocab_size, untied=not filled.tie_embeddings)
+    return tokens * flops_per_token(model, filled.context) >= MIN_TIMED_FLOPS
+
+
+def filled_shape(config: TrainConfig) -> Shape:
+    """The shape of a configuration in which it is set."""
+    assert config.layers and config.hidden and config.heads and config.kv_heads and config.ffn and config.context
+    return Shape(config.layers, config.hidden, config.heads, config.kv_heads, config.ffn, config.context)
 
 
 def plan_store(config: TrainConfig) -> Plan:
@@ -561,7 +564,7 @@ def describe_plan(plan: Plan) -> tuple[Rows, Rows]:
         ("speed", f"{format_count(best.tokens_per_second)} tok/s", ""),
         ("tokens", f"{format_count(best.tokens)}: {ratio:.1f} per weight", "20 per weight (Chinchilla); fewer for "
          "small models in minutes" + extrapolated),
-        ("epochs", f"{best.epochs:.2f}", "up to 4 are as good as new text (arXiv 2305.16264)"),
+        ("epochs", f"{best.epochs:.2f}", "3 are worth 2.3 of new text, any number less than 3"),
         ("tokens per step", f"{step:,}", "100,000 for medium models (llama2.c); small steps learn more on CPUs"),
         ("context", f"{config.context}", "holds three of four documents"),
         ("learning rates", f"{config.optimizer} {config.learning_rate:.3g}, embeddings {config.embedding_lr:.3g}",
@@ -584,3 +587,22 @@ def describe_plan(plan: Plan) -> tuple[Rows, Rows]:
                 "best" if estimate is best else f"{100 * gap:+.1f} %",
             ))  # fmt: skip
     return chosen, weighed
+
+
+def plan_values(plan: Plan) -> dict[str, Any]:
+    """A plan as JSON."""
+    config = plan.filled
+    names = ("layers", "hidden", "heads", "kv_heads", "ffn", "context", "micro_batch_size", "grad_accum_steps", "dtype",
+             "learning_rate", "embedding_lr", "weight_decay")  # fmt: skip
+    return {
+        "minutes": config.minutes, "device": plan.device, "vocab_size": plan.vocab_size,
+        "config": {name: getattr(config, name) for name in names},
+        "estimates": [
+            {"layers": each.shape.num_hidden_layers, "hidden": each.shape.hidden_size,
+             "num_parameters": each.num_parameters, "tokens_per_second": each.tokens_per_second,
+             "tokens": round(each.tokens), "epochs": each.epochs, "bits_per_byte": each.bits,
+             "chosen": each is plan.best}
+            for each in plan.estimates
+        ],
+        "outlook": plan.outlook.values(),
+    }  # fmt: skip

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from llamita.cli import main
 from llamita.console import format_speed
 from llamita.errors import TrainingError
 from llamita.report.charts import centered_means
 from llamita.report.history import read_history
+from llamita.report.outlook import outlook_chart, run_outlook
 from llamita.report.page import lang
 from llamita.report.samples import _sample
 from llamita.report.settings import changed_from_default, differing, flatten
@@ -116,7 +118,7 @@ def values(chart: ElementTree.Element, name: str) -> list[tuple[float, float]]:
 def test_a_page_of_one_run(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run & co", prompt="O <i>nce")
     page = page_of(run)
-    assert page.count('<div class="narrow"><svg') == 2, "the main chart again for phones, over tokens and over time"
+    assert page.count('<div class="narrow"><svg') == 3, "for phones: the main chart over tokens and time, the outlook"
     found = charts(page)
     assert list(found) == [
         "Bits per byte", "Learning rate", "Gradient norm, maximum per log line", "Tokens per second",
@@ -402,3 +404,100 @@ def test_every_list_of_fonts_has_one_for_chinese() -> None:
     assert len(lists) >= 12
     assert all("CJK" in fonts or "var(--sans)" in fonts for fonts in lists), lists
     assert re.search(r"^\.sample \{ white-space: pre-wrap;", style, re.MULTILINE)
+
+
+# ---------------------------------------------------------------- more time, more text
+
+IN_MINUTES = {"steps": None, "minutes": 10.0}
+
+
+def falling(steps: int = 40, **changes: Any) -> list[dict[str, Any]]:
+    """A run whose evaluations fall with the tokens: an epoch has 1,000 tokens."""
+    found = []
+    for step in range(10, steps + 1, 10):
+        found.append(train_line(step, epoch=step / 10, learning_rate=0.02 * (1 - step / 40)))
+        found.append(eval_line(step, bpb=2.0 * (step / 10) ** -0.2, **changes))
+    return found
+
+
+def test_a_finished_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run", falling(), **IN_MINUTES)
+    assert main(["plan", str(run)]) == 0
+    out = capfd.readouterr().out
+    assert out.isascii() and max(map(len, out.splitlines())) <= 80
+    for shown in ("o measured", "20 min", "x 1: 1.0k", "x 4: 40 min", "the run's own held-out evaluations"):
+        assert shown in out, shown
+    assert main(["plan", str(run), "--json"]) == 0
+    values = json.loads(capfd.readouterr().out)["outlook"]
+    assert (values["minutes"], values["tokens"], values["unique_tokens"]) == (10, 4000, 1000) and values["from_run"]
+    cells = {(each["time_factor"], each["text_factor"]): each for each in values["forecasts"]}
+    assert len(cells) == 16 and cells[1, 1]["bits_per_byte"] == pytest.approx(2.0 * 4**-0.2, rel=0.02)
+    assert cells[4, 1]["bits_per_byte"] < cells[1, 1]["bits_per_byte"] < cells[0.5, 1]["bits_per_byte"]
+    assert cells[4, 4]["bits_per_byte"] < cells[4, 1]["bits_per_byte"], "more text helps where it is repeated"
+    page = page_of(run)
+    assert "What more training or more text would change" in page
+    now = cells[1, 1]
+    assert f"{now['bits_per_byte']:.3f} ({now['low']:.3f} to {now['high']:.3f})" in page
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens"),
+    [({"steps": 80}, 8000), ({"steps": None, "epochs": 6.0}, 6000), ({"steps": None, "minutes": 1.0}, 6000)],
+)
+def test_a_run_that_still_trains_is_continued_to_its_end(config: dict[str, Any], tokens: int, tmp_path: Path) -> None:
+    model = {
+        "vocab_size": 512, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 128,
+        "no_rope_layers": [],
+    }  # fmt: skip
+    run = make_run(tmp_path / "run", falling(), None, **config)
+    description = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(description | {"model": model}))
+    found = run_outlook(read_history(run))
+    assert found.tokens == pytest.approx(tokens) and found.minutes == config.get("minutes")
+    assert len(outlook_chart(found)) == 13
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lines": [train_line(10)]}, "it has no evaluation yet; wait for the first"),
+        ({"lines": []}, "it has no evaluation yet; wait for the first"),
+        ({"lines": [falling()[0], eval_line(10, bpb=...)]}, "it has no evaluation yet"),
+        (
+            {"lines": [*falling(), train_line(50), eval_line(50, bpb=3.0)], "summary": {**SUMMARY, "steps": 50}},
+            "it overfits: held-out text is best after 4.0k",
+        ),
+        ({"summary": None}, "model in run.json: expected its shape"),
+        ({"checkpoint": "base"}, "expected a run of llamita train on text alone"),
+        ({"from_": "base"}, "expected a run of llamita train on text alone"),
+    ],
+)
+def test_runs_that_cannot_be_continued(
+    changes: dict[str, Any], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One line says why, and the page leaves the section out."""
+    run = make_run(tmp_path / "run", **({"lines": falling()} | changes))
+    assert main(["plan", str(run)]) == 2
+    error = capfd.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert "What more training" not in page_of(run)
+
+
+@pytest.mark.parametrize("damage", [{"learning_rate": None}, {"learning_rate": "fast"}, {"learning_rate": True}])
+def test_odd_lines_are_left_out(damage: dict[str, Any], tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [{**line, **(damage if line["kind"] == "train" else {})} for line in falling()])
+    assert run_outlook(read_history(run)).evaluations[0].rate == 1.0
+    nothing = make_run(tmp_path / "nothing", [{**line, "tokens": 0} for line in falling()])
+    assert "What more training" not in page_of(nothing)
+
+
+def test_a_run_has_its_own_options(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run", falling())
+    assert main(["plan", str(run), "--minutes", "3"]) == 2
+    assert f"plan: --minutes: {run} is a run, which has its own; leave it out" in capfd.readouterr().err
+    assert main(["plan", str(run), str(run)]) == 2
+    assert "expected token stores, or one run" in capfd.readouterr().err
+    (run / "run.json").write_text("{")
+    assert main(["plan", str(run)]) == 2
+    assert "run.json" in capfd.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from llamita.config import TrainConfig  # noqa: E402
+from llamita.run_directory import remembered_run  # noqa: E402
 from llamita.training import cpu_dtype, planner  # noqa: E402
 from llamita.training.cpu_dtype import candidate_dtypes, inherited_dtype, product_speedup  # noqa: E402
 from llamita.training.distributed import Ranks  # noqa: E402
 from llamita.training.planner import describe_plan, plan_run, resolve_plan  # noqa: E402
+from llamita.training.pretraining import train  # noqa: E402
 
 CPU = torch.device("cpu")
 RANKS = Ranks(0, 1, CPU)
@@ -42,8 +45,7 @@ def test_products_are_timed_in_turns(times: tuple[float, float], monkeypatch: py
         ({}, 1.2, ("float32",)),
         ({}, 0.02, ("float32",)),
         ({"minutes": None}, 2.0, ("float32", "bfloat16")),  # ten minutes
-        ({"minutes": None, "steps": 10}, 2.0, ("float32",)),
-        ({"minutes": None, "epochs": 1.0}, 2.0, ("float32",)),
+        ({"minutes": None, "steps": 10}, 2.0, ("float32", "bfloat16")),
         ({"teacher": Path("teacher")}, 2.0, ("float32",)),
         ({"activation_checkpointing": True}, 2.0, ("float32",)),
         ({"dtype": "float32"}, 2.0, ("float32",)),
@@ -115,7 +117,42 @@ def test_a_given_shape_is_timed_too(bfloat16_from: list[int]) -> None:
     assert said.pop().startswith("dtype: bfloat16: bfloat16 is 2 times as fast here; loss within 0.2 %")
     assert resolve_plan(make_config(**shape | {"hidden": 64}), **resolve)[0].dtype == "float32"
     assert said.pop() == "dtype: float32: bfloat16 is 1.05 times as fast here"
-    assert resolve_plan(make_config(**shape, minutes=None, steps=3), **resolve)[0].dtype == "float32" and not said
+
+
+@pytest.mark.parametrize(("long", "short"), [({"steps": 3000}, {"steps": 30}), ({"epochs": 0.5}, {"epochs": 0.01})])
+def test_runs_counted_in_steps_or_epochs_are_timed_if_they_are_long(
+    long: dict[str, float], short: dict[str, float], bfloat16_from: list[int]
+) -> None:
+    """They say how to repeat a run: the bits of a seed depend on the type."""
+    said: list[str] = []
+    resolve = {"vocab_size": 2048, "lengths": LENGTHS, "ranks": RANKS, "say": said.append}
+    shape = {"layers": 2, "hidden": 128, "heads": 4, "minutes": None}
+    assert resolve_plan(make_config(**shape, **short), **resolve)[0].dtype == "float32" and not said
+    assert resolve_plan(make_config(**shape, **long), **resolve)[0].dtype == "bfloat16"
+    assert said.pop().endswith("at equal tokens; --dtype float32 makes runs repeatable")
+    assert resolve_plan(make_config(**shape, **long, dtype="float32"), **resolve)[0].dtype == "float32" and not said
+
+
+def test_a_resumed_run_keeps_its_type(
+    bfloat16_from: list[int], story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planner, "MIN_TIMED_FLOPS", 0.0)
+    shape = {"layers": 1, "hidden": 32, "heads": 2, "context": 32, "micro_batch_size": 1, "threads": 1}
+    config = TrainConfig(data=story_store, out=tmp_path / "run", steps=2, **shape)
+    train(config)
+    assert recorded_dtype(config.out) == "bfloat16"
+    bfloat16_from[0] = 10**6
+    train(dataclasses.replace(config, resume=True, steps=4))
+    assert recorded_dtype(config.out) == "bfloat16"
+    other = dataclasses.replace(config, out=tmp_path / "other")
+    train(other)
+    assert recorded_dtype(other.out) == "float32"
+
+
+def recorded_dtype(run: Path) -> str:
+    found = remembered_run(run)
+    assert found is not None
+    return str(found["config"]["dtype"])
 
 
 def test_a_slow_bfloat16_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
