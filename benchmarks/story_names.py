@@ -75,19 +75,20 @@ def mistakes(story: str) -> list[str]:
         present: set[str] = set()
         for word in re.finditer(rf"{ELDER.pattern}|[A-Za-z]+", paragraph):
             name = word.group()
-            gender = _gender(name)
+            gender, pronoun = _gender(name), PRONOUNS.get(name.lower())
+            if pronoun and pronoun not in present | before and not _is_quoted(paragraph, word.start()):
+                found.append(f"{name}: nobody who is {pronoun}")
             if gender is None:
-                if (pronoun := PRONOUNS.get(name.lower())) and not _is_quoted(paragraph, word.start()):
-                    if pronoun not in present | before:
-                        found.append(f"{name}: nobody who is {pronoun}")
                 continue
             present.add(gender)
             if name in parent_names() or (name[0].isupper() and name.lower() not in NOUNS):
                 found += _check_mention(name, gender, name in known, paragraph, word)
                 known[name] = gender
         before = present
+    if not known.keys() & character_names().keys():
+        found.append("nobody has a name")
     called: dict[str, str] = {}
-    for name in known.keys() & parent_names().keys():
+    for name in sorted(known.keys() & parent_names().keys()):
         who = parent_names()[name][1]
         if other := called.get(who):
             found.append(f"{other} and {name} in one story")
@@ -179,7 +180,7 @@ def _check_generated(path: Path, num_stories: int) -> None:
     held = 0
     with llamita.load(path) as model:
         for seed in range(num_stories):
-            story = str(model.generate(temperature=TEMPERATURE, seed=seed)).strip()
+            story = "".join(model.generate(temperature=TEMPERATURE, seed=seed)).strip()
             found = mistakes(story)
             held += not found
             print(f"seed {seed}: {'; '.join(found) or 'holds'}")

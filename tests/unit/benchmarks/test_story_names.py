@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -66,6 +65,10 @@ STORY = (
 def test_each_kind_of_mistake_is_found(before: str, after: str, mistake: str) -> None:
     assert before in STORY
     assert mistake in mistakes(STORY.replace(before, after))
+
+
+def test_a_story_needs_somebody() -> None:
+    assert mistakes("") == mistakes("It rained all day.") == ["nobody has a name"]
 
 
 def test_a_pronoun_in_quotes_may_mean_anybody() -> None:
