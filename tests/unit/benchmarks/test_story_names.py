@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -16,6 +17,7 @@ import story_names  # noqa: E402
 from story_names import character_names, mistakes  # noqa: E402
 
 from llamita.stories.generate import generate_stories  # noqa: E402
+from llamita.tokenizer.bpe import train_bpe  # noqa: E402
 
 NUM_STORIES = 1_000
 
@@ -75,3 +77,25 @@ def test_a_pronoun_in_quotes_may_mean_anybody() -> None:
     story = 'Once there was a little girl named Nora. "He is late," said Nora. She sat down.'
     assert mistakes(story) == []
     assert mistakes(story.replace("She", "He")) == ["He: nobody who is he"]
+
+
+class Guesser:
+    """A network whose most likely token is the right one, or the same everywhere."""
+
+    def __init__(self, ids: list[int], strength: float) -> None:
+        self.logits = torch.zeros(1, len(ids), 1000)
+        self.logits[0, torch.arange(len(ids)), torch.tensor(ids)] = strength
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        assert ids.shape == self.logits.shape[:2]
+        return self.logits
+
+
+def test_copying_counts_the_places_that_repeat_a_name() -> None:
+    tokenizer = train_bpe([f"Nora ran. {name} ran." for name in character_names()] * 3, 460)
+    ids = tokenizer.encode("Once Nora met Tom. Then Tom and Nora sang to Tom.")
+    oracle = story_names.copying(Guesser(ids, 100.0), tokenizer, [ids], 0)  # type: ignore[arg-type]
+    assert oracle == (3, 1.0, pytest.approx(0.0, abs=1e-6))
+    even = story_names.copying(Guesser(ids, 0.0), tokenizer, [ids], 0)  # type: ignore[arg-type]
+    firsts = {tokenizer.encode(f" {name}")[0] for name in character_names()}
+    assert even == (3, 0.0, pytest.approx(1 - 2 / len(firsts)))
