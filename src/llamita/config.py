@@ -547,6 +547,9 @@ class TrainConfig(RunConfig):
     """Train a separate classifier instead of sharing the embedding matrix."""
     rope_theta: Annotated[float, Option(group="model")] = 10000.0
     """Base of the rotary position embeddings."""
+    token_noise: Annotated[float | None, Option("SHARE", group="optimization")] = None
+    """Share of the input tokens that are replaced by others of the same row, at random, so that text
+    that is read many times is not learned by heart. Default: by the number of times, 0 for one."""
     from_: Annotated[Path | None, Option("RUN", group="going on", name="from", resume="may change")] = None
     """Go on with the model of this finished run, or of a checkpoint, on new documents: STORE needs the
     same tokenizer. Shape, step and optimizer are the run's; the peak learning rates are a quarter of
@@ -565,6 +568,10 @@ class TrainConfig(RunConfig):
         self._check_positive("layers", "hidden", "heads", "kv_heads", "ffn", "rope_theta")
         check(not (self.fsdp and self.compile == "on"), "train: --compile on and --fsdp exclude each other; drop one")
         self._check_replay()
+        check(
+            self.token_noise is None or 0 <= self.token_noise < 1,
+            f"train: --token-noise: expected a share from 0 to below 1, found {self.token_noise}",
+        )
         parts = ("layers", "hidden", "heads")
         missing = [flag(name) for name in parts if getattr(self, name) is None]
         check(

@@ -33,6 +33,7 @@ def make_config(**changes: Any) -> TrainConfig:
             "--warmup-fraction 0.5 and --decay-fraction 0.6: expected a sum of at most 1",
         ),
         ({"weight_decay": -0.1}, "--weight-decay: expected 0 or more"),
+        ({"token_noise": 1.0}, "--token-noise: expected a share from 0 to below 1, found 1.0"),
         ({"hidden": 64}, "also needs --layers, --heads"),
         ({"seed": -1}, r"train: --seed: expected 0 to 2\^63 - 1, found -1"),
         ({"seed": 2**63}, r"train: --seed: expected 0 to 2\^63 - 1, found 9223372036854775808"),

@@ -160,6 +160,13 @@ def fill_row(
         at = end
 
 
+def add_noise(inputs: npt.NDArray[np.int64], share: float, bos_id: int, rng: np.random.Generator) -> None:
+    """Replace a share of the tokens [T] by others among them. BOS stays where it is."""
+    places = np.flatnonzero(inputs != bos_id)
+    noisy = places[rng.random(places.size) < share]
+    inputs[noisy] = inputs[rng.choice(places, noisy.size)]
+
+
 @dataclasses.dataclass
 class _Position:
     """The next row of the stream, which all processes share."""
@@ -249,7 +256,11 @@ class RowStream:
 
 
 class Batches(RowStream):
-    """An endless iterator over batches; it splits documents to fill gaps."""
+    """An endless iterator over batches; it splits documents to fill gaps.
+
+    token_noise: the share of a row's inputs that become other tokens of the row, at random: "word
+    dropout", for text that is read many times (docs/experiments.md). The targets stay.
+    """
 
     def __init__(
         self,
@@ -260,17 +271,23 @@ class Batches(RowStream):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        *,
+        token_noise: float = 0.0,
     ) -> None:
         super().__init__(documents, context, batch_size, seed, rank, world_size)
-        self.bos_id = bos_id
+        self.bos_id, self.token_noise = bos_id, token_noise
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
+        place = dataclasses.astuple(self._position)
         own, rows = self._step_rows()
         inputs = np.full((self.batch_size, self.context), self.bos_id, dtype=np.int64)
         targets = np.full((self.batch_size, self.context), IGNORED, dtype=np.int64)
         for row, pieces in enumerate(own):
             fill_row(inputs[row], targets[row], pieces, self.documents, self.bos_id)
+            if self.token_noise > 0:  # by the row's number in the step, whichever process has it
+                rng = np.random.default_rng((self.seed, *place, self.rank * self.batch_size + row))
+                add_noise(inputs[row], self.token_noise, self.bos_id, rng)
         return Batch(inputs, targets, sum(piece.length for row in rows for piece in row))

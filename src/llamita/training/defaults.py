@@ -22,6 +22,7 @@ from llamita.training.optimizer import (
 
 DEFAULT_MINUTES = 10.0
 MIN_DECAY, MAX_DECAY, DECAY_EPOCHS = 0.1, 1.0, 30.0  # weight decay; DECAY_EPOCHS epochs add 1
+MAX_NOISE, NOISE_EPOCHS = 0.1, 5.0  # token noise; NOISE_EPOCHS after the first one for all of it
 TOKENS_PER_PASS = {"cpu": 2048, "cuda": 65536, "mps": 8192}  # on a GPU: its tokens of a step
 TYPICAL_VOCAB_SIZE = 32_000  # to estimate the memory of the weights
 
@@ -57,13 +58,13 @@ def fill_defaults(
     if config.steps is not None and epoch_tokens is not None:
         epochs = config.steps * tokens_per_step / epoch_tokens
     rate = scale * (MUON_RATE if is_muon else learning_rate_for(config.hidden))
-    return dataclasses.replace(
+    filled = dataclasses.replace(
         config,
         learning_rate=config.learning_rate or rate,
         embedding_lr=config.embedding_lr or scale * embedding_lr_for(config.hidden),
         beta2=beta2_for(tokens_per_step) if config.beta2 is None else config.beta2,
-        weight_decay=decay_for(epochs) if config.weight_decay is None else config.weight_decay,
     )
+    return regularize(filled, epochs)
 
 
 def default_dtype(device: torch.device) -> Literal["bfloat16", "float32"]:
@@ -100,6 +101,21 @@ def row_token_bytes(config: TrainConfig, device: torch.device) -> int:
         number_bytes=4 if config.dtype == "float32" else 2, activation_checkpointing=config.activation_checkpointing,
         stored_scores=scores_per_token(device, config.heads or 0, config.context),
     )  # fmt: skip
+
+
+def regularize(config: TrainConfig, epochs: float) -> TrainConfig:
+    """The configuration with the weight decay and the token noise for this many epochs, if none is
+    given."""
+    return dataclasses.replace(
+        config,
+        weight_decay=decay_for(epochs) if config.weight_decay is None else config.weight_decay,
+        token_noise=noise_for(epochs) if config.token_noise is None else config.token_noise,
+    )
+
+
+def noise_for(epochs: float) -> float:
+    """Token noise by epochs: none for one, 0.1 from six on (docs/experiments.md)."""
+    return MAX_NOISE * min(1.0, max(0.0, epochs - 1) / NOISE_EPOCHS)
 
 
 def decay_for(epochs: float) -> float:

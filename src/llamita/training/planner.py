@@ -24,7 +24,14 @@ from llamita.model.device import gpu_name, synchronize
 from llamita.model.llama import Llama
 from llamita.training.budget import MIN_CLOSING_SECONDS
 from llamita.training.cpu_dtype import LOSSES_AGREE, MIN_STEP_SPEEDUP, Dtype, candidate_dtypes, product_speedup
-from llamita.training.defaults import decay_for, ffn_for, fill_defaults, fit_micro_batch, resolve_dtype, row_token_bytes
+from llamita.training.defaults import (
+    ffn_for,
+    fill_defaults,
+    fit_micro_batch,
+    regularize,
+    resolve_dtype,
+    row_token_bytes,
+)
 from llamita.training.distributed import Ranks, compute_type, start_ranks
 from llamita.training.flops import flops_per_token
 from llamita.training.loss import SummedLoss
@@ -248,7 +255,7 @@ def plan_run(
     nearest = timed[min(timed, key=lambda shape: abs(shape.hidden_size - best.shape.hidden_size))]
     config = dataclasses.replace(config, dtype=nearest.dtype)
     chosen = apply_step_tokens(apply_shape(config, best.shape), tokens, world_size, free, device)
-    filled = fill_defaults(apply_weight_decay(chosen, best.epochs), device, world_size)
+    filled = fill_defaults(regularize(chosen, best.epochs), device, world_size)
     return Plan(filled, best, estimates, nearest, vocab_size, describe_device(device))
 
 
@@ -389,11 +396,6 @@ def apply_step_tokens(
     return fit_micro_batch(dataclasses.replace(config, micro_batch_size=rows), free, device)
 
 
-def apply_weight_decay(config: TrainConfig, epochs: float) -> TrainConfig:
-    """The configuration with the weight decay for this many epochs, if none is given."""
-    return config if config.weight_decay is not None else dataclasses.replace(config, weight_decay=decay_for(epochs))
-
-
 def time_dtypes(
     config: TrainConfig,
     dtypes: Sequence[Dtype],
@@ -500,7 +502,7 @@ def resolve_plan(
     shapes = candidate_shapes(config, plan.filled.context, ranks.device.type)
     shape = next(each for each in shapes if each.hidden_size == round(hidden))
     config = apply_step_tokens(apply_shape(config, shape), round(agreed_tokens), ranks.world_size, free, ranks.device)
-    return apply_weight_decay(config, epochs), describe_plan(plan)[0]
+    return regularize(config, epochs), describe_plan(plan)[0]
 
 
 def _choose_dtype(config: TrainConfig, vocab_size: int, ranks: Ranks, say: Callable[[str], None]) -> TrainConfig:
@@ -565,6 +567,7 @@ def describe_plan(plan: Plan) -> tuple[Rows, Rows]:
         ("learning rates", f"{config.optimizer} {config.learning_rate:.3g}, embeddings {config.embedding_lr:.3g}",
          "AdamW: 5e-4 (110M) to over 1e-3 (tiny)"),
         ("weight decay", f"{config.weight_decay:.2g}", "0.1; more for many epochs"),
+        ("token noise", f"{config.token_noise:.2g}", "0; word dropout for many epochs"),
         ("schedule", f"{config.schedule}, decay over the last {100 * config.decay_fraction:.0f} %",
          "cosine to 10 % (llama2.c)"),
         ("compile", "auto: measured at the start, on if it pays" if config.compile == "auto" else config.compile,

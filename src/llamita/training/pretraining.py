@@ -115,6 +115,7 @@ class Pretraining(Task):
             config.seed,
             ranks.rank,
             ranks.world_size,
+            token_noise=config.token_noise or 0.0,
         )
 
     def _open(self, config: TrainConfig) -> tuple[TrainConfig, TrainingData]:

@@ -87,11 +87,11 @@ def test_padding_is_small_and_rows_mostly_start_at_documents() -> None:
 @given(lengths_strategy, st.integers(2, 20), st.integers(0, 9))
 def test_resumed_equals_uninterrupted(lengths: list[int], context: int, stop_after: int) -> None:
     documents = FakeDocuments(lengths)
-    whole = Batches(documents, BOS, context, 2, seed=3)
+    whole = Batches(documents, BOS, context, 2, seed=3, token_noise=0.3)
     before = [next(whole) for _ in range(stop_after)]
     state = whole.state_dict()
     assert len(before) == stop_after and all(isinstance(value, int) for value in state.values())
-    resumed = Batches(documents, BOS, context, 2, seed=3)
+    resumed = Batches(documents, BOS, context, 2, seed=3, token_noise=0.3)
     resumed.load_state_dict(dict(state))
     for _ in range(4):
         expected, found = next(whole), next(resumed)
@@ -103,8 +103,9 @@ def test_resumed_equals_uninterrupted(lengths: list[int], context: int, stop_aft
 @given(lengths_strategy, st.integers(2, 20))
 def test_ranks_partition_the_rows_of_one_process(lengths: list[int], context: int) -> None:
     documents = FakeDocuments(lengths)
-    one = Batches(documents, BOS, context, 4, seed=1)
-    two = [Batches(documents, BOS, context, 2, seed=1, rank=rank, world_size=2) for rank in range(2)]
+    noise = {"seed": 1, "token_noise": 0.3}
+    one = Batches(documents, BOS, context, 4, **noise)
+    two = [Batches(documents, BOS, context, 2, **noise, rank=rank, world_size=2) for rank in range(2)]
     for _ in range(5):
         whole, shares = next(one), [next(batches) for batches in two]
         assert np.array_equal(whole.inputs, np.concatenate([share.inputs for share in shares]))
@@ -120,6 +121,23 @@ def test_each_epoch_and_each_seed_has_its_own_order() -> None:
     again = np.stack([targets for _, targets in take_epoch(Batches(documents, BOS, 7, 1, seed=0))])
     assert np.array_equal(first, again)
     assert not np.array_equal(first, second) and not np.array_equal(first, other)
+
+
+def test_token_noise_replaces_inputs_by_others_of_their_row() -> None:
+    documents = FakeDocuments([50] * 400)
+    plain, noisy = Batches(documents, BOS, 100, 8, seed=0), Batches(documents, BOS, 100, 8, seed=0, token_noise=0.2)
+    num_changed, num_tokens = 0, 0
+    for _ in range(20):
+        expected, found = next(plain), next(noisy)
+        assert np.array_equal(expected.targets, found.targets) and expected.num_targets == found.num_targets
+        assert np.array_equal(expected.inputs == BOS, found.inputs == BOS)
+        for row in range(8):
+            assert set(found.inputs[row]) <= set(expected.inputs[row])
+        num_changed += int((expected.inputs != found.inputs).sum())
+        num_tokens += int((expected.inputs != BOS).sum())
+    assert 0.17 < num_changed / num_tokens < 0.21  # 0.2, less what was replaced by the same token
+    epochs = [[next(noisy).inputs for _ in range(25)] for _ in range(2)]
+    assert not np.array_equal(*epochs)
 
 
 def test_windows_share_out_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from llamita.config import PRESETS, TrainConfig  # noqa: E402
 from llamita.errors import ConfigError  # noqa: E402
-from llamita.training.defaults import decay_for, fill_defaults, model_config  # noqa: E402
+from llamita.training.defaults import decay_for, fill_defaults, model_config, noise_for  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -41,6 +41,12 @@ def test_defaults_fill_every_field_and_flags_override_them() -> None:
     assert (own.layers, own.kv_heads, own.ffn, own.learning_rate, own.micro_batch_size) == (3, 3, 256, 0.5, 7)
     wider = fill_defaults(make_config(preset="3M", layers=2, context=64), CPU, 1)
     assert (wider.layers, wider.hidden, wider.context) == (2, 192, 64)
+
+
+def test_token_noise_grows_with_epochs() -> None:
+    assert [noise_for(epochs) for epochs in (0.1, 1, 3.5, 6, 1000)] == [0, 0, 0.05, 0.1, 0.1]
+    assert fill_defaults(make_config(epochs=3.5), CPU, 1).token_noise == 0.05
+    assert fill_defaults(make_config(epochs=3.5, token_noise=0.0), CPU, 1).token_noise == 0
 
 
 def test_weight_decay_grows_with_epochs() -> None:
