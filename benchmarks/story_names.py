@@ -1,4 +1,4 @@
-"""Counts the stories that keep their names and pronouns to the end, and measures how a model copies names.
+"""Counts the stories that keep their names and pronouns, and measures how a model copies names.
 
     python benchmarks/story_names.py runs/demo/stories.gguf      # 50 stories that the model generates
     python benchmarks/story_names.py runs/demo/run --store runs/demo/tokens
@@ -191,7 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="a .gguf, or with --store a run directory")
     parser.add_argument("--store", type=Path, help="token store with held-out stories, to measure copying")
-    parser.add_argument("--stories", type=int, default=50)
+    parser.add_argument("--stories", type=int, default=50, help="how many; seeds 0 and up (default: 50)")
     options = parser.parse_args()
     if options.store:
         _measure_copying(options.model, options.store, options.stories)
