@@ -95,7 +95,7 @@ def test_copying_counts_the_places_that_repeat_a_name() -> None:
     tokenizer = train_bpe([f"Nora ran. {name} ran." for name in character_names()] * 3, 460)
     ids = tokenizer.encode("Once Nora met Tom. Then Tom and Nora sang to Tom.")
     oracle = story_names.copying(Guesser(ids, 100.0), tokenizer, [ids], 0)  # type: ignore[arg-type]
-    assert oracle == (3, 1.0, pytest.approx(0.0, abs=1e-6))
+    assert tuple(oracle) == pytest.approx((3, 1.0, 0.0), abs=1e-6)
     even = story_names.copying(Guesser(ids, 0.0), tokenizer, [ids], 0)  # type: ignore[arg-type]
     firsts = {tokenizer.encode(f" {name}")[0] for name in character_names()}
-    assert even == (3, 0.0, pytest.approx(1 - 2 / len(firsts)))
+    assert tuple(even) == pytest.approx((3, 0.0, 1 - 2 / len(firsts)), abs=1e-6)
