@@ -145,6 +145,7 @@ static void open_all(app *a, const options *o) {
     llamita_error error;
     llamita_model_params params = {
         .tokenizer_path = o->tokenizer_path, .kernels = o->kernels, .pre_tokenizer = o->pre_tokenizer};
+    params.pack_later = o->prompt && strcmp(o->mode, "chat") != 0; /* it does not wait for a user */
     check(llamita_model_open(o->model_path, &params, &a->model, &error), &error);
     llamita_model_get_info(a->model, &a->info);
     if (!a->info.has_tokenizer && !o->tokenizer_path && strncmp(a->info.format, "llama2.c", 8) == 0) {

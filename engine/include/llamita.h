@@ -85,6 +85,10 @@ typedef struct {
     const char *pre_tokenizer;  /* How a byte-level tokenizer splits text: a value for the key
                                    tokenizer.ggml.pre of a GGUF that lacks it or has a wrong one,
                                    such as "llama-bpe" for Llama 3. NULL: the file's. */
+    bool pack_later;            /* For the fastest first token: the first pass reads the weights from
+                                   the file, if it is short, and the second packs them. Until then the
+                                   file stays open and must not be changed (if it is cut, passes fail
+                                   with LLAMITA_ERROR_IO), and no other thread may fork. */
 } llamita_model_params;
 
 typedef struct {
@@ -106,8 +110,9 @@ typedef struct {
 
 /* Reads and validates a model file. The format (GGUF v2/v3, llama2.c v0/v1/v2) is detected by its
  * content. params may be NULL. Once the function has returned, the file may be changed, cut or
- * removed. If it is cut meanwhile, that is LLAMITA_ERROR_IO; only the metadata of a GGUF beyond its
- * first 16 MB is read in place, so cutting that kills a POSIX process. */
+ * removed. If it is cut meanwhile, that is LLAMITA_ERROR_IO, or LLAMITA_ERROR_FORMAT where the
+ * metadata of a GGUF is cut; only the metadata of another GGUF that the tokenizer comes from, beyond
+ * its first 16 MB, is read in place, so cutting that kills a POSIX process. */
 LLAMITA_API llamita_status llamita_model_open(const char *path, const llamita_model_params *params,
                                               llamita_model **model, llamita_error *error);
 LLAMITA_API void llamita_model_close(llamita_model *model);

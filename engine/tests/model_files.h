@@ -8,7 +8,7 @@
 
 #include "api/model_load.h"
 #include "formats/gguf.h"
-#include "model/model.h"
+#include "model/model_pack.h"
 
 /* ---------------------------------------------------------------- bytes */
 

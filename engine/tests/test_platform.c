@@ -19,14 +19,15 @@
 #endif
 
 #include "api/model_load.h"
-#include "model/model.h"
+#include "formats/gguf.h"
+#include "model/model_pack.h"
 #include "random_model.h"
 
 static llamita_error error;
 
 /* ------------------------------------------------------------------ files */
 
-/* A llama2.c model (version 0, tied) of which 7 MB are beyond the part that is copied at once. */
+/* A llama2.c model (version 0, tied) of which 22 MB are beyond the part that is copied at once. */
 enum { HIDDEN = 256, FFN = 352, LAYERS = 2, HEADS = 4, VOCAB = 20000, CONTEXT = 16 };
 
 static char model_path[128];
@@ -56,7 +57,7 @@ static void check_logits(const llamita_model *model, const float *expected, cons
     llamita_session_close(session);
 }
 
-/* A model behind a program, 12 MB of it beyond the part that is copied at once, has the same logits. */
+/* A model behind a program, 22 MB of it beyond the part that is copied at once, has the same logits. */
 static void check_inside_program(const float *expected) {
     enum { PROGRAM_BYTES = 5 << 20 };
     static const char path[] = "llamita_test_platform_program";
@@ -83,6 +84,67 @@ static void check_inside_program(const float *expected) {
     CHECK(remove(path) == 0, "%s cannot be removed", path);
 }
 
+typedef struct {
+    const llamita_model *model;
+    const float *expected;
+    int num_threads;
+} pass_job;
+
+static void run_passes(void *argument) {
+    const pass_job *job = argument;
+    llamita_session *session = open_session(job->model, job->num_threads);
+    llamita_error failure = {0};
+    for (int pass = 0; pass < 2; pass++) {
+        CHECK(llamita_session_feed(session, ids, NUM_IDS, &failure) == LLAMITA_OK, "%s", failure.message);
+        CHECK(memcmp(llamita_session_logits(session), job->expected, VOCAB * sizeof *job->expected) == 0,
+              "pass %d: other logits", pass);
+        CHECK(llamita_session_rewind(session, 0, &failure) == LLAMITA_OK, "%s", failure.message);
+    }
+    llamita_session_close(session);
+}
+
+/* Sessions of several threads begin at once. */
+static void check_packed_beside(const llamita_model *model, const float *expected) {
+    enum { NUM_JOBS = 3 };
+    platform_thread threads[NUM_JOBS];
+    pass_job jobs[NUM_JOBS];
+    for (int i = 0; i < NUM_JOBS; i++) {
+        jobs[i] = (pass_job){model, expected, 1 + i % 2};
+        if (!platform_thread_start(&threads[i], run_passes, &jobs[i])) {
+            CHECK(i == 0, "thread %d does not start", i); /* WASI has none */
+            return;
+        }
+    }
+    for (int i = 0; i < NUM_JOBS; i++) platform_thread_join(&threads[i]);
+}
+
+/* A model that its passes pack: the first reads rows of the file, the second packs, and the third
+ * reads panels. The session that comes second has three threads. */
+static void check_packed_later(const float *expected) {
+    const llamita_model_params params = {.pack_later = true};
+    llamita_model *model = NULL;
+    for (int first_threads = 1; first_threads <= 2; first_threads++) {
+        REQUIRE(llamita_model_open(model_path, &params, &model, &error) == LLAMITA_OK, "%s", error.message);
+        llamita_session *session = open_session(model, first_threads);
+        for (int pass = 0; pass < 3; pass++) {
+            const bool packed = model->output.panels;
+            CHECK(packed == (pass > 1), "pass %d begins with panels: %d", pass, packed);
+            CHECK(llamita_session_feed(session, ids, NUM_IDS, &error) == LLAMITA_OK, "%s", error.message);
+            CHECK(memcmp(llamita_session_logits(session), expected, VOCAB * sizeof *expected) == 0,
+                  "pass %d: other logits", pass);
+            CHECK(llamita_session_rewind(session, 0, &error) == LLAMITA_OK, "%s", error.message);
+        }
+        llamita_session_close(session);
+        check_logits(model, expected, "packed by a pass");
+        llamita_model_close(model);
+    }
+    REQUIRE(llamita_model_open(model_path, &params, &model, &error) == LLAMITA_OK, "%s", error.message);
+    llamita_model_close(model); /* before it is packed */
+    REQUIRE(llamita_model_open(model_path, &params, &model, &error) == LLAMITA_OK, "%s", error.message);
+    check_packed_beside(model, expected);
+    llamita_model_close(model);
+}
+
 /* Once it is open, a model does not need its file. */
 static void test_file_cut_after_opening(void) {
     llamita_model *model = NULL;
@@ -94,6 +156,7 @@ static void test_file_cut_after_opening(void) {
     memcpy(expected, llamita_session_logits(session), VOCAB * sizeof *expected);
     llamita_session_close(session);
     check_inside_program(expected);
+    check_packed_later(expected);
 
     FILE *out = fopen(model_path, "wb"); /* cuts it to nothing */
     REQUIRE(out && fclose(out) == 0, "%s cannot be cut", model_path);
@@ -138,11 +201,99 @@ static void check_cut_while_opening(long num_bytes, bool fill_first) {
     remove(model_path);
 }
 
+/* A file that is cut before the first pass, or before the one that packs. */
+static void check_cut_before_pass(int pass) {
+    const llamita_model_params params = {.pack_later = true};
+    llamita_model *model = NULL;
+    write_model();
+    REQUIRE(llamita_model_open(model_path, &params, &model, &error) == LLAMITA_OK, "%s", error.message);
+    llamita_session *session = open_session(model, 2), *other = open_session(model, 1);
+    for (int i = 0; i < pass; i++) REQUIRE(!llamita_session_feed(session, ids, 1, &error), "%s", error.message);
+    cut_to(2000000);
+    for (int i = 0; i < 2; i++) {
+        const llamita_status status = llamita_session_feed(i ? other : session, ids, NUM_IDS, &error);
+        CHECK(status == LLAMITA_ERROR_IO && strstr(error.message, "the file was cut while it was read"), "%d %s",
+              status, error.message);
+    }
+    CHECK(llamita_session_position(session) == pass, "%d tokens are in use", llamita_session_position(session));
+    CHECK(llamita_session_save(session, "unused", &error) != LLAMITA_OK, "saved");
+    llamita_session_close(session);
+    llamita_session_close(other);
+    llamita_model_close(model);
+    remove(model_path);
+}
+
 static void test_file_cut_while_opening(void) {
     check_cut_while_opening(20000000, true);
     check_cut_while_opening(20000000, false);
+    check_cut_before_pass(0);
+    check_cut_before_pass(1);
+}
+
+/* What was kept of a file stays when it is cut; what was not can no longer be kept. offset: the
+ * contents begin there. */
+static void check_kept(size_t offset) {
+    enum { FILE_BYTES = 8 << 20 };
+    static const char path[] = "llamita_test_platform_kept";
+    unsigned char *bytes = allocate_or_die(FILE_BYTES);
+    char reason[PLATFORM_REASON_BYTES];
+    platform_file file;
+    for (size_t i = 0; i < FILE_BYTES; i++) bytes[i] = (unsigned char)(i * 7 + (i >> 12));
+    FILE *out = fopen(path, "wb");
+    REQUIRE(out && fwrite(bytes, 1, FILE_BYTES, out) == FILE_BYTES && fclose(out) == 0, "%s cannot be written", path);
+    REQUIRE(platform_file_open(path, false, &file, reason), "%s", reason);
+    if (offset > 0) platform_file_narrow(&file, offset, FILE_BYTES - offset - 100);
+    CHECK(platform_file_keep(&file, 1) && file.num_private_bytes < 2 << 20, "%zu bytes", file.num_private_bytes);
+    CHECK(platform_file_keep(&file, 2500001), "cannot keep a part");
+    CHECK(memcmp(file.bytes, bytes + offset, file.num_bytes) == 0, "other contents");
+    const size_t kept = file.num_private_bytes;
+    CHECK(kept >= 2500001 && kept < 5 << 20, "%zu bytes", kept);
+    REQUIRE(truncate(path, (long)(offset + kept + 200000)) == 0, "cannot cut %s", path);
+    CHECK(platform_file_keep(&file, kept) && !platform_file_keep(&file, kept + 300000), "keeping bytes that are cut");
+    REQUIRE(truncate(path, 0) == 0, "cannot cut %s", path);
+    CHECK(memcmp(file.bytes, bytes + offset, kept / 4096 * 4096 - 4096) == 0, "other contents after the file was cut");
+    platform_file_close(&file);
+    remove(path);
+    free(bytes);
+}
+
+/* Metadata of 3 MB: what is read of it is kept, and what was cut before is an error. */
+static void check_long_metadata(bool cut) {
+    enum { TEXT_BYTES = 3 << 20 };
+    static const char path[] = "llamita_test_platform_metadata";
+    const uint64_t no_tensors = 0, one = 1, key_bytes = 1, text_bytes = TEXT_BYTES;
+    const uint32_t version = 3, type = GGUF_STRING;
+    char *text = allocate_or_die(TEXT_BYTES), reason[PLATFORM_REASON_BYTES];
+    memset(text, 't', TEXT_BYTES);
+    FILE *out = fopen(path, "wb");
+    REQUIRE(out && fwrite("GGUF", 4, 1, out) && fwrite(&version, 4, 1, out) && fwrite(&no_tensors, 8, 1, out) &&
+                fwrite(&one, 8, 1, out) && fwrite(&key_bytes, 8, 1, out) && fwrite("k", 1, 1, out) &&
+                fwrite(&type, 4, 1, out) && fwrite(&text_bytes, 8, 1, out) && fwrite(text, TEXT_BYTES, 1, out) &&
+                fclose(out) == 0,
+            "%s cannot be written", path);
+    platform_file file;
+    REQUIRE(platform_file_open(path, false, &file, reason), "%s", reason);
+    if (cut) REQUIRE(truncate(path, 2000000) == 0, "cannot cut %s", path);
+    const reader from = {file.bytes, file.num_bytes, 0, "model", path, &error, &file};
+    gguf_file parsed;
+    const llamita_status status = gguf_parse(&parsed, &from);
+    CHECK(status == (cut ? LLAMITA_ERROR_FORMAT : LLAMITA_OK), "%d %s", status, error.message);
+    CHECK(cut || file.num_private_bytes == file.num_bytes, "%zu bytes are kept", file.num_private_bytes);
+    gguf_free(&parsed);
+    platform_file_close(&file);
+    remove(path);
+    free(text);
+}
+
+static void test_file_kept(void) {
+    check_long_metadata(false);
+    check_long_metadata(true);
+    check_kept(0);
+    check_kept(100003); /* in the first copy */
+    check_kept(3000001);
 }
 #else
+static void test_file_kept(void) {}
 static void test_file_cut_while_opening(void) {}
 #endif
 
@@ -288,6 +439,7 @@ static void test_clock_and_memory(void) {
 int main(void) {
     test_file_cut_after_opening();
     test_file_cut_while_opening();
+    test_file_kept();
     test_paths();
     test_fork();
     test_processor();

@@ -45,6 +45,8 @@ bool platform_file_open(const char *path, bool whole, platform_file *file, char 
 
 void platform_file_close(platform_file *file) { *file = (platform_file){0}; }
 
+bool platform_file_keep(platform_file *file, size_t num_bytes) { return num_bytes <= file->num_private_bytes; }
+
 bool platform_file_read(const platform_file *file, size_t offset, void *to, size_t num_bytes) {
     memcpy(to, (const char *)file->bytes + offset, num_bytes);
     return true;

@@ -34,5 +34,9 @@ def test_logits_are_those_of_the_values(checkpoint: Path, tmp_path: Path, type: 
     assert {t.type for t in read_gguf(tmp_path / "values.gguf").tensors.values()} == {"F32"}
     ids = list(range(3, 40))
     found, expected = (Model(tmp_path / f"{name}.gguf").logits(ids).astype(np.float64) for name in ("small", "values"))
+    with Model(tmp_path / "small.gguf", pack_later=True) as later, later.session() as session:
+        for _ in range(2):  # from rows of the file, then from packed weights
+            session.rewind(0)
+            assert np.array_equal(session.feed_logits(ids), found)
     bound = 1e-5 if type == "f32" else 5e-3 if type in ("f16", "bf16") else 0.2
     assert np.linalg.norm(found - expected) < bound * np.linalg.norm(expected)

@@ -7,9 +7,12 @@
 #include "formats/file.h"
 #include "formats/formats.h"
 #include "kernels/kernels.h"
-#include "model/model.h"
+#include "model/model_pack.h"
 #include "runtime/error.h"
 #include "tokenizer/tokenizer.h"
+
+/* Of a tokenizer's file, so much is copied: the metadata of every model we know of (Llama 3: 8 MB). */
+#define MAX_TOKENIZER_BYTES ((size_t)16 << 20)
 
 static bool is_gguf(const void *bytes, size_t num_bytes) { return num_bytes >= 4 && memcmp(bytes, "GGUF", 4) == 0; }
 
@@ -20,7 +23,10 @@ static llamita_status load_tokenizer(llamita_model *model, const char *path, con
     platform_file file;
     llamita_status status = file_open("tokenizer", path, false, &file, error);
     if (status) return status;
-    if (is_gguf(file.bytes, file.num_bytes)) {
+    if (!platform_file_keep(&file, file.num_bytes < MAX_TOKENIZER_BYTES ? file.num_bytes : MAX_TOKENIZER_BYTES)) {
+        status = error_set(error, LLAMITA_ERROR_IO, "cannot open tokenizer %s: the file was cut while it was read",
+                           error_path(path));
+    } else if (is_gguf(file.bytes, file.num_bytes)) {
         char *chat_template = NULL;
         status = gguf_read_tokenizer(file.bytes, file.num_bytes, path, pre, &model->tokenizer, &chat_template, error);
         if (!status && chat_template) {
@@ -107,15 +113,22 @@ static void run_tokenizer_task(void *argument) {
         model_fill_tokenizer(task->model, task->path, task->tokenizer_path, task->pre_tokenizer, &task->error);
 }
 
-/* Packs the weights while one thread reads the tokenizer. */
-static llamita_status pack_beside_tokenizer(llamita_model *model, const char *path, const llamita_model_params *params,
-                                            llamita_error *error) {
+/* Packs the weights while one thread reads the tokenizer, or leaves them to the passes. */
+static llamita_status pack_and_read_tokenizer(llamita_model *model, const char *path,
+                                              const llamita_model_params *params, const platform_file *file,
+                                              llamita_error *error) {
     tokenizer_task task = {.model = model, .path = path};
     if (params) {
         task.tokenizer_path = params->tokenizer_path;
         task.pre_tokenizer = params->pre_tokenizer;
     }
-    const llamita_status packed = model_pack(model, path, run_tokenizer_task, &task, error);
+    llamita_status packed = LLAMITA_OK;
+    if (!params || !params->pack_later) {
+        packed = model_pack(model, path, run_tokenizer_task, &task, error);
+    } else {
+        run_tokenizer_task(&task);
+        if (!task.status) packed = model_pack_later(model, path, file, error);
+    }
     if (task.status && error) *error = task.error;
     return task.status ? task.status : packed;
 }
@@ -138,11 +151,13 @@ llamita_status llamita_model_open(const char *path, const llamita_model_params *
     opened->mapping_bytes = file.num_bytes;
     opened->file = &file;
     status = model_fill(opened, path, params ? params->kernels : NULL, error);
-    status = status ? status : pack_beside_tokenizer(opened, path, params, error);
-    model_close_pieces(opened);
-    platform_file_close(&file);
+    status = status ? status : pack_and_read_tokenizer(opened, path, params, &file, error);
     opened->mapping = NULL;
-    opened->file = NULL;
+    if (!opened->late) {
+        model_close_pieces(opened);
+        platform_file_close(&file);
+        opened->file = NULL;
+    }
     if (status) {
         llamita_model_close(opened);
         return status;
@@ -153,6 +168,7 @@ llamita_status llamita_model_open(const char *path, const llamita_model_params *
 
 void llamita_model_close(llamita_model *model) {
     if (!model) return;
+    model_free_late(model);
     model_clear(model);
     free(model);
 }

@@ -8,6 +8,7 @@
 #include "api/rope_params.h"
 #include "kernels/kernels.h"
 #include "model/forward.h"
+#include "model/model_pack.h"
 #include "model/ops.h"
 #include "model/prompt_cache.h"
 #include "model/prompt_lookup.h"
@@ -321,7 +322,10 @@ llamita_status llamita_session_set_adapters(llamita_session *s, const llamita_ad
 /* What the keys and values of sequence 0 depend on. */
 static llamita_status make_cache_key(llamita_session *s, prompt_cache_key *key, llamita_error *error) {
     if (!thread_pool_usable(s->pool)) return forked_error(s, "save or load a session", error);
+    const weights_state weights = model_begin_use(s->model, s->pool, false);
+    if (weights == WEIGHTS_FAILED) return model_pack_failure(s->model, error);
     if (!s->has_model_hash) s->has_model_hash = prompt_cache_hash_model(s->model, s->rope, s->pool, &s->model_hash);
+    model_end_use(s->model, weights);
     if (!s->has_model_hash)
         return error_set(error, LLAMITA_ERROR_MEMORY, "cannot save or load a session: out of memory");
     *key = (prompt_cache_key){s->model_hash, prompt_cache_hash_adapters(s->model, &s->sequences[0].adapters)};
@@ -408,7 +412,9 @@ static llamita_status prepare_chunk(llamita_session *s, const llamita_chunk *chu
     return LLAMITA_OK;
 }
 
-static llamita_status non_finite_error(const llamita_session *s, forward_output kind, llamita_error *error) {
+static llamita_status pass_error(const llamita_session *s, forward_output kind, llamita_error *error) {
+    const llamita_status failure = model_pack_failure(s->model, error);
+    if (failure) return failure;
     const char *what = kind == OUTPUT_LOGITS ? "logits" : "hidden states";
     bool adapted = false;
     for (int32_t i = 0; i < s->num_sequences; i++) adapted |= s->sequences[i].adapters.count > 0;
@@ -433,14 +439,19 @@ static forward_span next_span(llamita_session *s, const llamita_chunk *chunk, si
 static bool run_pass(llamita_session *s, const forward_span *spans, int32_t num_spans, int32_t num_tokens,
                      forward_output kind, float *out) {
     thread_tuner *tuner = num_tokens > PASS_TOKENS / 2 ? &s->prefill_tuner : &s->decode_tuner;
+    const weights_state weights = model_begin_use(s->model, s->pool, num_tokens < PASS_TOKENS);
+    if (weights == WEIGHTS_FAILED) return false;
     const double start = platform_seconds();
-    const bool finite = forward_run(s->forward, tuner->num_threads, spans, num_spans, kind, out);
+    const bool succeeded = forward_run(s->forward, tuner->num_threads, weights, spans, num_spans, kind, out) &&
+                           model_pack_failure(s->model, NULL) == LLAMITA_OK;
+    model_end_use(s->model, weights);
     s->num_passes++;
-    if (num_tokens == 1 || num_tokens == PASS_TOKENS) thread_tuner_record(tuner, platform_seconds() - start);
-    return finite;
+    if (weights == WEIGHTS_PACKED && (num_tokens == 1 || num_tokens == PASS_TOKENS))
+        thread_tuner_record(tuner, platform_seconds() - start);
+    return succeeded;
 }
 
-/* Runs all chunks, which are prepared, and advances their sequences. False: non-finite outputs. */
+/* Runs all chunks, which are prepared, and advances their sequences. False: see pass_error. */
 static bool run_chunks(llamita_session *s, const llamita_chunk *chunks, size_t num_chunks, forward_output kind,
                        float *out) {
     const llamita_model_info *info = &s->model->info;
@@ -490,7 +501,7 @@ static llamita_status feed_chunk(llamita_session *s, const int32_t *ids, size_t 
     discard_draft(s);
     if (!run_chunks(s, &chunk, 1, OUTPUT_LOGITS, logits)) {
         s->sequences[0].position = start;
-        return non_finite_error(s, OUTPUT_LOGITS, error);
+        return pass_error(s, OUTPUT_LOGITS, error);
     }
     record_ids(s, &chunk, start);
     return LLAMITA_OK;
@@ -520,7 +531,7 @@ static llamita_status decode(llamita_session *s, const llamita_chunk *chunks, si
         }
     if (!run_chunks(s, chunks, num_chunks, kind, out)) {
         restore_positions(s, chunks, num_chunks, positions);
-        return non_finite_error(s, kind, error);
+        return pass_error(s, kind, error);
     }
     for (size_t i = 0; i < num_chunks; i++) record_ids(s, &chunks[i], positions[i]);
     return LLAMITA_OK;
@@ -575,13 +586,13 @@ static llamita_status feed_one(llamita_session *s, int32_t id, llamita_error *er
     if (num_draft > 0 && !reserve_logits(s, 1 + MAX_DRAFT_TOKENS)) num_draft = 0;
     const double start = platform_seconds();
     forward_span span = {&seq->cache, &seq->adapters, ids, 1 + num_draft, seq->position, 1 + num_draft};
-    bool finite = run_pass(s, &span, 1, span.num_tokens, OUTPUT_LOGITS, s->logits);
-    if (!finite && num_draft > 0) { /* perhaps only after the draft tokens */
+    bool passed = run_pass(s, &span, 1, span.num_tokens, OUTPUT_LOGITS, s->logits);
+    if (!passed && num_draft > 0) { /* perhaps only after the draft tokens */
         num_draft = 0;
         span.num_tokens = span.num_logits = 1;
-        finite = run_pass(s, &span, 1, 1, OUTPUT_LOGITS, s->logits);
+        passed = run_pass(s, &span, 1, 1, OUTPUT_LOGITS, s->logits);
     }
-    if (!finite) return non_finite_error(s, OUTPUT_LOGITS, error);
+    if (!passed) return pass_error(s, OUTPUT_LOGITS, error);
     prompt_lookup_record_pass(&s->lookup, num_draft, platform_seconds() - start);
     memcpy(s->draft, ids + 1, (size_t)num_draft * sizeof *ids);
     s->num_draft = num_draft;

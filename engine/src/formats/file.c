@@ -25,7 +25,7 @@ static bool find_model_inside(platform_file *file) {
     const uint64_t offset = number_at(end + MAGIC_BYTES), num_bytes = number_at(end + MAGIC_BYTES + 8);
     if (num_bytes == 0 || offset > most || num_bytes > most - offset) return false; /* a signature may follow it */
     platform_file_narrow(file, (size_t)offset, (size_t)num_bytes);
-    return true;
+    return platform_file_keep(file, 1);
 }
 
 llamita_status file_open(const char *what, const char *path, bool whole, platform_file *file, llamita_error *error) {

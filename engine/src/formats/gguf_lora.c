@@ -215,7 +215,7 @@ static llamita_status pack_updates(llamita_adapter *adapter, const gguf_file *fi
 
 llamita_status gguf_read_lora(const llamita_model *model, const void *bytes, size_t num_bytes, const char *path,
                               llamita_adapter **adapter, llamita_error *error) {
-    const reader from = {bytes, num_bytes, 0, "adapter", path, error};
+    const reader from = {bytes, num_bytes, 0, "adapter", path, error, NULL};
     llamita_adapter *opened = calloc(1, sizeof *opened);
     if (opened) {
         opened->model = model;

@@ -416,7 +416,7 @@ static llamita_status fill(llamita_model *model, gguf_file *file) {
 }
 
 llamita_status gguf_fill_model(llamita_model *model, const char *path, llamita_error *error) {
-    const reader from = {model->mapping, model->mapping_bytes, 0, "model", path, error};
+    const reader from = {model->mapping, model->mapping_bytes, 0, "model", path, error, model->file};
     gguf_file file;
     llamita_status status = gguf_parse(&file, &from);
     status = status ? status : fill(model, &file);

@@ -96,7 +96,8 @@ static llamita_status take_piece(llamita_model *model, gguf_file *file, const sp
     llamita_status status = file_open("model", path, false, &opened, file->from.error);
     if (!status) {
         model->pieces[model->num_pieces++] = opened;
-        const reader from = {opened.bytes, opened.num_bytes, 0, file->from.what, path, file->from.error};
+        platform_file *held = &model->pieces[model->num_pieces - 1];
+        const reader from = {held->bytes, held->num_bytes, 0, file->from.what, path, file->from.error, held};
         gguf_file piece;
         status = gguf_parse(&piece, &from);
         status = status ? status : check_piece(&piece, split, index);

@@ -229,7 +229,7 @@ static llamita_status read_tokenizer(const gguf_file *file, const char *pre, tok
 
 llamita_status gguf_read_tokenizer(const void *mapping, size_t num_bytes, const char *path, const char *pre,
                                    tokenizer **out, char **chat_template, llamita_error *error) {
-    const reader from = {mapping, num_bytes, 0, "tokenizer", path, error};
+    const reader from = {mapping, num_bytes, 0, "tokenizer", path, error, NULL};
     gguf_file file;
     char *template_text = NULL;
     llamita_status status = gguf_parse(&file, &from);

@@ -371,7 +371,7 @@ static llamita_status take_weights(llamita_model *model, reader *from, const lay
 }
 
 llamita_status llama2c_fill_model(llamita_model *model, const char *path, llamita_error *error) {
-    reader from = {model->mapping, model->mapping_bytes, 0, "model", path, error};
+    reader from = {model->mapping, model->mapping_bytes, 0, "model", path, error, NULL};
     layout l;
     llamita_status status = read_header(&from, &l, &model->info);
     status = status ? status : check_length(&from, &l, &model->info);

@@ -116,7 +116,7 @@ static char *normalize_piece(byte_slice *piece, int32_t id, char *to) {
 
 llamita_status llama2c_read_tokenizer(const void *mapping, size_t num_bytes, const char *path, int32_t vocab_size,
                                       tokenizer **out, llamita_error *error) {
-    reader from = {mapping, num_bytes, 0, "tokenizer", path, error};
+    reader from = {mapping, num_bytes, 0, "tokenizer", path, error, NULL};
     llamita_status status = check_entries(from, vocab_size);
     if (status) return status;
     const size_t count = (size_t)vocab_size;

@@ -49,8 +49,10 @@ double read_f64(const unsigned char *bytes) {
 
 bool reader_bytes(reader *from, uint64_t num_bytes, const unsigned char **bytes) {
     if (num_bytes > from->num_bytes - from->position) return false;
+    const size_t end = from->position + (size_t)num_bytes;
+    if (from->file && end > from->file->num_private_bytes && !platform_file_keep(from->file, end)) return false;
     *bytes = from->bytes + from->position;
-    from->position += (size_t)num_bytes;
+    from->position = end;
     return true;
 }
 

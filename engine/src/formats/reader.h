@@ -3,6 +3,7 @@
 #define LLAMITA_READER_H
 
 #include "llamita.h"
+#include "platform/platform.h"
 #include "tokenizer/tokenizer.h"
 
 /* A position in a mapped file. Owns nothing. */
@@ -13,6 +14,7 @@ typedef struct reader {
     const char *what; /* "model", "tokenizer" or "adapter", for messages */
     const char *path; /* for messages */
     llamita_error *error;
+    platform_file *file; /* keeps what is read; NULL: the bytes are in memory */
 } reader;
 
 /* Sets "cannot open <what> <path>: <message>" and returns LLAMITA_ERROR_FORMAT. */
@@ -24,7 +26,8 @@ llamita_status reader_error(const reader *from, const char *format, ...);
 /* Sets "cannot open <what> <path>: out of memory ..." and returns LLAMITA_ERROR_MEMORY. */
 llamita_status reader_memory_error(const reader *from, uint64_t num_bytes);
 
-/* Read a value and advance. False: not enough bytes are left; the position does not change. */
+/* Read a value and advance. False: not enough bytes are left, or the file was cut; the position does
+ * not change. */
 bool reader_u32(reader *from, uint32_t *value);
 bool reader_u64(reader *from, uint64_t *value);
 bool reader_bytes(reader *from, uint64_t num_bytes, const unsigned char **bytes);

@@ -25,10 +25,34 @@ static void apply_lora_down(const forward *f, worker w, int32_t layer_index, lay
     if (!f->is_small) thread_pool_barrier(w);
 }
 
-/* out = matrix(columns) plus what the adapters add, for these rows. */
+/* Rows are packed for one product in pieces of this size, which stay in the L2 cache. */
+#define PIECE_BYTES ((size_t)128 << 10)
+
+/* out = matrix(columns), for these rows: from the panels, or by packing rows of the file. If that
+ * fails, what is in `out` does not matter: the pass fails. */
+static void multiply(const forward *f, worker w, const tensor *matrix, const activations *columns, int32_t num_tokens,
+                     rows mine, float *out) {
+    const kernels *k = f->model->kernels;
+    if (f->weights == WEIGHTS_PACKED) {
+        matmul(k, matrix, columns, num_tokens, mine.begin, mine.end, out);
+        return;
+    }
+    row_scratch *scratch = &f->thread_buffers[w.index].rows;
+    const int64_t num_panels = (int64_t)(PIECE_BYTES / matrix->panel_bytes),
+                  step = PANEL_ROWS * (num_panels > 0 ? num_panels : 1);
+    for (int64_t row = mine.begin; row < mine.end; row += step) {
+        const int64_t end = row + step < mine.end ? row + step : mine.end;
+        if (!model_pack_rows(f->model, matrix, row, end, scratch)) return;
+        tensor piece = *matrix;
+        piece.panels = scratch->panels;
+        matmul(k, &piece, columns, num_tokens, 0, end - row, out + row);
+    }
+}
+
+/* The same plus what the adapters add. */
 static void apply(const forward *f, worker w, int32_t layer_index, layer_matrix which, const tensor *matrix,
                   const activations *columns, rows mine, float *out) {
-    matmul(f->model->kernels, matrix, columns, f->num_tokens, mine.begin, mine.end, out);
+    multiply(f, w, matrix, columns, f->num_tokens, mine, out);
     for (int32_t i = 0; i < f->num_lora_runs; i++)
         lora_up(f->model->kernels, &f->lora_runs[i], layer_index, which, lora_hidden_of(f, w, &f->lora_runs[i]),
                 mine.begin, mine.end, out);
@@ -140,7 +164,7 @@ static void output_block(forward *f, worker w) {
     }
     const activations *normed = normalize(f, w, in, f->num_logits, model->output_norm, quantized(&model->output));
     const rows mine = forward_share_rows(w, vocab_size);
-    matmul(model->kernels, &model->output, normed, f->num_logits, mine.begin, mine.end, f->out);
+    multiply(f, w, &model->output, normed, f->num_logits, mine, f->out);
     for (int32_t i = 0; i < f->num_logits; i++)
         if (!all_finite(f->out + i * vocab_size + mine.begin, mine.end - mine.begin))
             atomic_store(&f->not_finite, true);
@@ -160,12 +184,25 @@ static void hidden_state_block(forward *f, worker w) {
     }
 }
 
+/* residual = the rows of these tokens in the embedding. */
+static void embed_tokens(forward *f, worker w, int64_t begin, int64_t end) {
+    const tensor *table = &f->model->token_embedding;
+    if (f->weights == WEIGHTS_PACKED) {
+        embed(table, f->ids, begin, end, f->residual);
+        return;
+    }
+    for (int64_t t = begin; t < end; t++) {
+        const void *row = model_file_rows(f->model, table, f->ids[t], 1, &f->thread_buffers[w.index].rows);
+        if (row) tensor_type_dequantize(table->type)(row, table->row_length, f->residual + t * table->row_length);
+    }
+}
+
 static void forward_worker(void *argument, worker w) {
     forward *f = argument;
     const llamita_model *model = f->model;
     int64_t begin, end;
     thread_pool_share(w, f->num_tokens, 1, &begin, &end);
-    embed(&model->token_embedding, f->ids, begin, end, f->residual);
+    embed_tokens(f, w, begin, end);
     rope_fill_table(f->rope.frequency, f->rope.attention_factor, model->info.head_dim, f->positions, begin, end,
                     f->rope_table);
     thread_pool_barrier(w);
@@ -180,11 +217,12 @@ static void forward_worker(void *argument, worker w) {
 
 /* ------------------------------------------------------------------ a pass */
 
-bool forward_run(forward *f, int num_threads, const forward_span *spans, int32_t num_spans, forward_output kind,
-                 float *out) {
+bool forward_run(forward *f, int num_threads, weights_state weights, const forward_span *spans, int32_t num_spans,
+                 forward_output kind, float *out) {
     forward_plan(f, num_threads, spans, num_spans);
     f->output_kind = kind;
     f->out = out;
+    f->weights = weights;
     atomic_store(&f->not_finite, false);
     thread_pool_run(f->pool, num_threads, forward_worker, f);
     return !atomic_load(&f->not_finite);

@@ -5,8 +5,7 @@
 
 #include "model/kv_cache.h"
 #include "model/lora.h"
-#include "model/model.h"
-#include "runtime/thread_pool.h"
+#include "model/model_pack.h"
 
 /* Maximum tokens per pass: enough to be limited by arithmetic, few enough to stay in the cache. */
 #define PASS_TOKENS 64
@@ -36,9 +35,10 @@ bool forward_reserve_lora(forward *f, int64_t num_floats);
 
 /* Runs the tokens of the spans (1 to PASS_TOKENS in total, ids below V, no cache twice) on
  * num_threads threads of the pool. Stores their keys and values in the caches and writes the
- * requested outputs [sum of num_logits, V or D] in the order of the spans. Returns false if some of
- * them are not finite. */
-bool forward_run(forward *f, int num_threads, const forward_span *spans, int32_t num_spans, forward_output kind,
-                 float *out);
+ * requested outputs [sum of num_logits, V or D] in the order of the spans. weights: from
+ * model_begin_use. Returns false if some outputs are not finite; or there are none, if
+ * model_pack_failure says why. */
+bool forward_run(forward *f, int num_threads, weights_state weights, const forward_span *spans, int32_t num_spans,
+                 forward_output kind, float *out);
 
 #endif

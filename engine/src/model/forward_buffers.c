@@ -86,6 +86,7 @@ void forward_free(forward *f) {
         platform_aligned_free(f->thread_buffers[i].attention_scratch);
         free_activations(&f->thread_buffers[i].normed);
         free_activations(&f->thread_buffers[i].attention_out);
+        model_free_scratch(&f->thread_buffers[i].rows);
     }
     free(f->thread_buffers);
     free_activations(&f->normed);

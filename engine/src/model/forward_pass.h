@@ -6,6 +6,7 @@
 
 #include "model/attention.h"
 #include "model/forward.h"
+#include "model/model_pack.h"
 #include "model/ops.h"
 
 /* Up to here each worker normalizes all tokens itself, which is faster than a barrier. */
@@ -33,6 +34,7 @@ struct forward {
     forward_output output_kind;
     float *out; /* [num_logits, V or D] */
     atomic_bool not_finite;
+    weights_state weights;
     int32_t ids[PASS_TOKENS], positions[PASS_TOKENS];
     int32_t logit_tokens[PASS_TOKENS]; /* [num_logits] */
     kv_cache *caches[PASS_TOKENS];     /* for each token */
@@ -60,7 +62,8 @@ struct forward {
         activations normed;        /* [SMALL_PASS_TOKENS, D] */
         activations attention_out; /* [SMALL_PASS_TOKENS, H*S] */
         float *attention_scratch;
-    } *thread_buffers; /* [threads] */
+        row_scratch rows; /* until the weights are packed */
+    } *thread_buffers;    /* [threads] */
 };
 
 /* Rows [begin, end) of a matrix. */

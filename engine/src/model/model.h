@@ -47,6 +47,7 @@ typedef struct {
 
 typedef struct tokenizer tokenizer; /* tokenizer.h */
 typedef struct kernels kernels;     /* kernels.h */
+typedef struct late_pack late_pack; /* model_pack.c */
 
 struct llamita_model {
     llamita_model_info info;
@@ -73,22 +74,15 @@ struct llamita_model {
 
     void *mapping; /* the whole file, read-only; NULL once the model is open */
     size_t mapping_bytes;
-    const platform_file *file; /* of the mapping; NULL: the mapping is memory */
-    platform_file *pieces;     /* of a GGUF in several files: those after the first, until the model is open */
+    platform_file *file;   /* of the mapping; NULL: the mapping is memory */
+    platform_file *pieces; /* of a GGUF in several files: those after the first, until the model is open */
     int32_t num_pieces;
     void *packed; /* all panels, then the rows of token_embedding; NULL before model_pack */
     size_t packed_bytes;
-    void **owned; /* memory from model_allocate */
+    late_pack *late; /* of model_pack_later; else NULL */
+    void **owned;    /* memory from model_allocate */
     size_t num_owned;
 };
-
-/* Packs every matrix for the kernels, in parallel, into memory of its own (in huge pages where
- * available), and copies token_embedding there. From then on the file is not needed. task(argument),
- * unless NULL, runs once in the meantime on the calling thread; if packing fails, it may not have
- * run. On failure the caller clears the model. */
-typedef void model_task(void *argument);
-llamita_status model_pack(llamita_model *model, const char *path, model_task *task, void *argument,
-                          llamita_error *error);
 
 /* The matrices of a layer, in the order of use. */
 typedef enum {

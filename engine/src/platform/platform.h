@@ -16,7 +16,8 @@
 
 /* A regular file, open for reading. Another process may cut or overwrite it meanwhile: touching a
  * mapped page that is no longer in the file kills a POSIX process. So the first num_private_bytes
- * of `bytes` are a copy in memory, and the rest should be read with platform_file_read. Windows
+ * of `bytes` are a copy in memory, and the rest must be made one (platform_file_keep), or read with
+ * platform_file_read. Windows
  * does not let anybody cut a mapped file. */
 typedef struct {
     void *bytes; /* the whole contents, read-only; NULL if the file is empty */
@@ -40,6 +41,10 @@ static inline void platform_file_narrow(platform_file *file, size_t offset, size
     if (file->num_private_bytes > num_bytes) file->num_private_bytes = num_bytes;
     file->num_bytes = num_bytes;
 }
+
+/* Makes the first num_bytes (at most all) a copy in memory as well, at the same place. False: they are
+ * not in the file any more, or out of memory. Nobody else may use the file meanwhile. */
+bool platform_file_keep(platform_file *file, size_t num_bytes);
 
 /* Copies bytes of the file to `to`. False: they are not in the file any more, or reading failed.
  * Several threads may read at once. */

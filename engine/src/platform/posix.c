@@ -27,9 +27,9 @@
 
 /* ------------------------------------------------------------------ files */
 
-/* A copy of the beginning of a file costs little and holds the metadata of every model we know of
- * (Llama 3: 8 MB), and all of a small file. A multiple of all page sizes. */
-#define PRIVATE_BYTES ((size_t)16 << 20)
+/* The part of a file that is copied first: the metadata of a model with 32,000 tokens, and all of a
+ * small file. A multiple of all page sizes. */
+#define PRIVATE_BYTES ((size_t)1 << 20)
 
 /* All pages at once: faults one by one take longer than the reading. */
 #if defined(MAP_POPULATE)
@@ -55,35 +55,57 @@ bool platform_file_read(const platform_file *file, size_t offset, void *to, size
     return true;
 }
 
+static size_t round_to_page(size_t num_bytes) {
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    return (num_bytes + page - 1) / page * page;
+}
+
 static bool fail_with(const char *found, char *reason) {
     snprintf(reason, PLATFORM_REASON_BYTES, "%s", found);
     return false;
 }
 
-/* Maps the file and replaces the mapping of its beginning by memory. */
-static bool map(platform_file *file, char *reason) {
-    char *bytes = mmap(NULL, file->num_bytes, PROT_READ, MAP_PRIVATE, (int)file->handle, 0);
-    if (bytes == MAP_FAILED) return fail_with(strerror(errno), reason);
-    file->bytes = bytes;
+/* Replaces bytes [begin, end) of a mapping of the whole file by a copy. begin: where a page begins. */
+static bool copy_part(const platform_file *file, size_t begin, size_t end) {
+    char *bytes = (char *)file->bytes + begin;
     const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | PREFAULT;
-    if (mmap(bytes, file->num_private_bytes, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED)
-        return fail_with(strerror(errno), reason);
+    if (mmap(bytes, end - begin, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED) return false;
+    if (!platform_file_read(file, begin, bytes, end - begin)) return false;
+    platform_pages_protect(bytes, end - begin);
     return true;
 }
 
 /* Fills file->bytes: a copy of the whole file, or of its beginning and a mapping of the rest. */
 static bool fill(platform_file *file, bool whole, char *reason) {
     file->num_private_bytes = whole || file->num_bytes < PRIVATE_BYTES ? file->num_bytes : PRIVATE_BYTES;
+    errno = 0;
+    bool copied;
     if (file->num_private_bytes < file->num_bytes) {
-        if (!map(file, reason)) return false;
+        char *bytes = mmap(NULL, file->num_bytes, PROT_READ, MAP_PRIVATE, (int)file->handle, 0);
+        if (bytes == MAP_FAILED) return fail_with(strerror(errno), reason);
+        file->bytes = bytes;
+        copied = copy_part(file, 0, file->num_private_bytes);
     } else {
         file->bytes = platform_pages_alloc(file->num_bytes);
         if (!file->bytes) return fail_with(strerror(ENOMEM), reason);
+        copied = platform_file_read(file, 0, file->bytes, file->num_bytes);
+        platform_pages_protect(file->bytes, file->num_bytes);
     }
-    errno = 0;
-    if (!platform_file_read(file, 0, file->bytes, file->num_private_bytes))
-        return fail_with(errno ? strerror(errno) : "the file was cut while it was read", reason);
-    platform_pages_protect(file->bytes, file->num_private_bytes);
+    return copied || fail_with(errno ? strerror(errno) : "the file was cut while it was read", reason);
+}
+
+/* Doubles the copy, so that a long one takes few calls. */
+bool platform_file_keep(platform_file *file, size_t num_bytes) {
+    const size_t kept = file->num_private_bytes;
+    if (num_bytes <= kept) return true;
+    const size_t doubled = kept + (kept > PRIVATE_BYTES ? kept : PRIVATE_BYTES);
+    const size_t wanted = file->before + (doubled > num_bytes ? doubled : num_bytes);
+    const size_t all = file->before + file->num_bytes, rounded = round_to_page(wanted);
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), begin = (file->before + kept) / page * page;
+    const size_t end = rounded < all ? rounded : all;
+    const platform_file whole = {.bytes = (char *)file->bytes - file->before, .handle = file->handle};
+    if (!copy_part(&whole, begin, end)) return false;
+    file->num_private_bytes = end - file->before;
     return true;
 }
 
@@ -167,11 +189,6 @@ bool platform_new_file_close(platform_new_file *file, bool complete, char *reaso
 
 void *platform_aligned_alloc(size_t alignment, size_t num_bytes) { return aligned_alloc(alignment, num_bytes); }
 void platform_aligned_free(void *memory) { free(memory); }
-
-static size_t round_to_page(size_t num_bytes) {
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    return (num_bytes + page - 1) / page * page;
-}
 
 /* The last, partial huge page stays in small ones, so only memory that is used is taken. */
 void *platform_pages_alloc(size_t num_bytes) {

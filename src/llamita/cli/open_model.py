@@ -28,16 +28,19 @@ def opened_model(path: Path | None, load: LoadOptions, command: str) -> Iterator
     Raises ConfigError that names the file or the command to use, if the folder is no checkpoint.
     """
     doing = "chat with" if command == "chat" else command
+    later = command == "run"  # a chat waits for its user, while the file may change
     if path is not None and not path.exists():
         hint = "; a text to continue follows -i" if command == "run" else ""
         raise ConfigError(f"cannot {doing} {path}: no such file or folder{hint}")
     if path is None or not path.is_dir():
-        with llamita.load(path, tokenizer=load.tokenizer, kernels=load.kernels, pre=load.pre) as model:
+        with llamita.load(
+            path, tokenizer=load.tokenizer, kernels=load.kernels, pre=load.pre, pack_later=later
+        ) as model:
             if load.tokenizer is not None or model.info.has_tokenizer or not model.info.format.startswith("llama2.c"):
                 yield model
                 return
         # as llama2.c does
-        with llamita.load(path, tokenizer="tokenizer.bin", kernels=load.kernels) as model:
+        with llamita.load(path, tokenizer="tokenizer.bin", kernels=load.kernels, pack_later=later) as model:
             yield model
         return
     _check_folder(path, command, doing)
@@ -45,7 +48,7 @@ def opened_model(path: Path | None, load: LoadOptions, command: str) -> Iterator
         with requires_extra("train"):
             _export(path, Path(folder) / "model.gguf", doing)
         with llamita.load(
-            Path(folder) / "model.gguf", tokenizer=load.tokenizer, kernels=load.kernels, pre=load.pre
+            Path(folder) / "model.gguf", tokenizer=load.tokenizer, kernels=load.kernels, pre=load.pre, pack_later=later
         ) as model:
             yield model
 

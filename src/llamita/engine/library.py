@@ -32,7 +32,12 @@ class ErrorStruct(ctypes.Structure):
 
 
 class ModelParamsStruct(ctypes.Structure):
-    _fields_ = [("tokenizer_path", ctypes.c_char_p), ("kernels", ctypes.c_char_p), ("pre_tokenizer", ctypes.c_char_p)]
+    _fields_ = [
+        ("tokenizer_path", ctypes.c_char_p),
+        ("kernels", ctypes.c_char_p),
+        ("pre_tokenizer", ctypes.c_char_p),
+        ("pack_later", ctypes.c_bool),
+    ]
 
 
 class RopeParamsStruct(ctypes.Structure):

@@ -161,14 +161,19 @@ def load(
     tokenizer: str | os.PathLike[str] | None = None,
     kernels: str | None = None,
     pre: str | None = None,
+    pack_later: bool = False,
 ) -> Model:
     """Open a model file; without a path, the story model that comes with the package.
 
     tokenizer: a llama2.c tokenizer.bin (llama2.c models need one), or a GGUF to take it from.
     kernels: "auto" (also None), "scalar", "avx2", "avxvnni", "avx512", "neon", "dotprod". pre: a value for
-    tokenizer.ggml.pre of a GGUF that lacks it, such as "llama-bpe".
+    tokenizer.ggml.pre of a GGUF that lacks it, such as "llama-bpe". pack_later: for the fastest first token: the
+    first pass reads the weights from the file, which must not change until the second one has packed
+    them.
     Raises EngineError for a bad file.
     """
     if path is None and not PACKAGED_MODEL.is_file():
         raise EngineError(f"the packaged model: expected it at {PACKAGED_MODEL}, found nothing; name a model file")
-    return Model(PACKAGED_MODEL if path is None else path, tokenizer=tokenizer, kernels=kernels, pre=pre)
+    return Model(
+        PACKAGED_MODEL if path is None else path, tokenizer=tokenizer, kernels=kernels, pre=pre, pack_later=pack_later
+    )

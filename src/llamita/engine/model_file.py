@@ -42,6 +42,7 @@ class ModelFile(Owned):
         tokenizer: str | os.PathLike[str] | None = None,
         kernels: str | None = None,
         pre: str | None = None,
+        pack_later: bool = False,
     ) -> None:
         """Open a GGUF or llama2.c file, recognized by its content.
 
@@ -49,12 +50,15 @@ class ModelFile(Owned):
         kernels: "auto" (also None), "scalar", "avx2", "avxvnni", "avx512", "neon", "dotprod".
         pre: how a byte-level tokenizer splits text, a value for tokenizer.ggml.pre of a GGUF that
         lacks it, such as "llama-bpe"; None: the file's.
+        pack_later: for the fastest first token: the first pass reads the weights from the file, which
+        must not change until the second one has packed them.
         Raises EngineError for a bad file.
         """
         params = ModelParamsStruct(
             os.fsencode(tokenizer) if tokenizer is not None else None,
             kernels and kernels.encode(),
             None if pre is None else pre.encode(),
+            pack_later,
         )
         handle = ctypes.c_void_p()
         start = time.perf_counter()
