@@ -60,7 +60,12 @@ class Story:
         return [rest.pop(int(self.random() * len(rest))) for _ in range(count)]
 
     def say(self, sentence: str) -> None:
-        """Add a sentence to the current paragraph."""
+        """Add a sentence to the current paragraph. A later paragraph never begins with a name: names
+        then always follow a space, and are the same token everywhere, which a small model copies
+        far better (docs/experiments.md)."""
+        opens = len(self._paragraphs) > 1 and not any(self._paragraphs[-1])
+        if opens and any(sentence.startswith(who.name) for who in self.scope.values() if isinstance(who, Character)):
+            sentence = f"{self.pick(('Now', 'And', 'Then'))} {sentence}"
         self._paragraphs[-1].append(sentence)
 
     def begin_paragraph(self) -> None:
