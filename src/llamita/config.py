@@ -549,7 +549,7 @@ class TrainConfig(RunConfig):
     """Base of the rotary position embeddings."""
     token_noise: Annotated[float | None, Option("SHARE", group="optimization")] = None
     """Share of the input tokens that are replaced by others of the same row, at random, so that text
-    that is read many times is not learned by heart. Default: by the number of times, 0 for one."""
+    that is read many times is not learned by heart. Default: by the number of times, 0 up to four."""
     from_: Annotated[Path | None, Option("RUN", group="going on", name="from", resume="may change")] = None
     """Go on with the model of this finished run, or of a checkpoint, on new documents: STORE needs the
     same tokenizer. Shape, step and optimizer are the run's; the peak learning rates are a quarter of

@@ -22,7 +22,7 @@ from llamita.training.optimizer import (
 
 DEFAULT_MINUTES = 10.0
 MIN_DECAY, MAX_DECAY, DECAY_EPOCHS = 0.1, 1.0, 30.0  # weight decay; DECAY_EPOCHS epochs add 1
-MAX_NOISE, NOISE_EPOCHS = 0.1, 5.0  # token noise; NOISE_EPOCHS after the first one for all of it
+FREE_EPOCHS, NOISE_EPOCHS, MAX_NOISE = 4.0, 40.0, 0.2  # token noise; NOISE_EPOCHS epochs after the free ones add 1
 TOKENS_PER_PASS = {"cpu": 2048, "cuda": 65536, "mps": 8192}  # on a GPU: its tokens of a step
 TYPICAL_VOCAB_SIZE = 32_000  # to estimate the memory of the weights
 
@@ -114,8 +114,9 @@ def regularize(config: TrainConfig, epochs: float) -> TrainConfig:
 
 
 def noise_for(epochs: float) -> float:
-    """Token noise by epochs: none for one, 0.1 from six on (docs/experiments.md)."""
-    return MAX_NOISE * min(1.0, max(0.0, epochs - 1) / NOISE_EPOCHS)
+    """Token noise by epochs: none up to four, 0.1 for eight, 0.2 from twelve on
+    (docs/experiments.md)."""
+    return min(MAX_NOISE, max(0.0, epochs - FREE_EPOCHS) / NOISE_EPOCHS)
 
 
 def decay_for(epochs: float) -> float:

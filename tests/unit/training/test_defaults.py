@@ -44,9 +44,9 @@ def test_defaults_fill_every_field_and_flags_override_them() -> None:
 
 
 def test_token_noise_grows_with_epochs() -> None:
-    assert [noise_for(epochs) for epochs in (0.1, 1, 3.5, 6, 1000)] == [0, 0, 0.05, 0.1, 0.1]
-    assert fill_defaults(make_config(epochs=3.5), CPU, 1).token_noise == 0.05
-    assert fill_defaults(make_config(epochs=3.5, token_noise=0.0), CPU, 1).token_noise == 0
+    assert [noise_for(epochs) for epochs in (0.1, 4, 6, 8, 12, 1000)] == [0, 0, 0.05, 0.1, 0.2, 0.2]
+    assert fill_defaults(make_config(epochs=6.0), CPU, 1).token_noise == 0.05
+    assert fill_defaults(make_config(epochs=6.0, token_noise=0.0), CPU, 1).token_noise == 0
 
 
 def test_weight_decay_grows_with_epochs() -> None:
