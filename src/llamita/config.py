@@ -351,7 +351,7 @@ MAX_VALUES: dict[str, float] = {  # of the flags of runs
     "eval_interval": 10**9, "save_minutes": 1e6, "log_interval": 10**9, "early_stopping_patience": 10**9,
     "threads": 1024, "temperature": 1e3, "layers": 1024, "hidden": 2**17, "heads": 2**16,
     "kv_heads": 2**16, "ffn": 2**19, "rope_theta": 1e12, "rank": 2**14, "alpha": 1e6, "beta": 1e6,
-    "preview": 10**6,
+    "preview": 10**6, "max_forgetting": 1e4,
 }  # fmt: skip
 
 QuantizedType = Literal["q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_k_m", "q4_1", "q4_0"]
@@ -593,7 +593,7 @@ class TrainConfig(RunConfig):
             f"train: --replay: expected a share of 0 or more, below 1, found {self.replay}",
         )
         check(
-            self.max_forgetting is None or 0 <= self.max_forgetting < math.inf,
+            self.max_forgetting is None or self.max_forgetting >= 0,
             f"train: --max-forgetting: expected 0 percent or more, found {self.max_forgetting}",
         )
         check(

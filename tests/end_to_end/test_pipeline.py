@@ -145,7 +145,7 @@ def test_demo_prints_a_story_and_can_run_again(tmp_path: Path, capsys: pytest.Ca
     for again in (False, True):
         call("demo", "--minutes", 0.01, "--num-stories", 400, "--out", out)
         output = capsys.readouterr()
-        assert len(output.out.split()) > 3
+        assert output.out.strip()
         assert ("starting over" in output.err) == again
         assert ("made earlier" in output.err) == again
         assert (out / "stories.gguf").read_bytes()[:4] == b"GGUF"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from html import escape
-from typing import Any
+from typing import Any, TypeGuard
 
 from llamita.config import ModelConfig
 from llamita.console import Rows, format_count
@@ -111,21 +111,29 @@ def run_outlook(history: History) -> Outlook:
             f"it overfits: held-out text is best after {format_count(best.tokens)} tokens and gets worse; prepare more "
             "text, or train for less time"
         )
-    last = next(line for line in reversed(history.lines) if line["kind"] == "train")
+    last = next(line for line in reversed(history.lines) if line["kind"] == "train" and _counts(line))
     unique_tokens, tokens = last["tokens"] / last["epoch"], evaluations[-1].tokens
     if not history.summary.get("finished", bool(history.summary)):
-        done = {"minutes": last.get("seconds", 0.0) / 60, "steps": last["step"], "epochs": last["epoch"]}
-        shares = [done[name] / config[name] for name in done if config.get(name)]
-        tokens = last["tokens"] / min(1.0, shares[0]) if shares and shares[0] > 0 else tokens
+        done = {
+            "minutes": (last.get("seconds"), 60.0),
+            "steps": (last.get("step"), 1.0),
+            "epochs": (last["epoch"], 1.0),
+        }
+        shares = [
+            value / unit / config[name]
+            for name, (value, unit) in done.items()
+            if _is_positive(value) and _is_positive(config.get(name))
+        ]
+        tokens = last["tokens"] / min(1.0, shares[0]) if shares else tokens
     curve = RunCurve(evaluations, size, unique_tokens)
     return make_outlook(
         lambda time, text: curve.forecast(time * tokens, text * unique_tokens),
-        config.get("minutes"), tokens, unique_tokens, evaluations,
+        config["minutes"] if _is_positive(config.get("minutes")) else None, tokens, unique_tokens, evaluations,
     )  # fmt: skip
 
 
 def _num_parameters(history: History) -> int | None:
-    if found := history.summary.get("num_parameters"):
+    if _is_positive(found := history.summary.get("num_parameters")):
         return int(found)
     fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
@@ -143,19 +151,22 @@ def _evaluations(history: History) -> list[Evaluation]:
     last = history.last("train", "tokens") or 0.0
     for line in history.lines:
         if line["kind"] == "train":
-            is_known = all(_is_positive(line.get(name)) for name in ("tokens", "epoch"))
-            rate = min(1.0, line["learning_rate"] / peak) if peak and _is_number(line.get("learning_rate")) else 1.0
+            is_known = _counts(line)
+            now = line.get("learning_rate")
+            rate = min(1.0, now / peak) if _is_positive(peak) and (now == 0 or _is_positive(now)) else 1.0
         elif is_known and all(_is_positive(line.get(name)) for name in ("tokens", "bpb")):
             found.append(Evaluation(line["tokens"], line["bpb"], rate))
     return [each for each in found if each.tokens > LATE * last]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+def _counts(line: dict[str, Any]) -> bool:
+    """Whether a line of metrics says how much was seen."""
+    return all(_is_positive(line.get(name)) for name in ("tokens", "epoch"))
 
 
-def _is_positive(value: Any) -> bool:
-    return _is_number(value) and value > 0
+def _is_positive(value: Any) -> TypeGuard[float]:
+    """Whether it is a number that a run can have. Other people's files may hold anything."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 1e-15 < value < 1e18
 
 
 # ---------------------------------------------------------------- the terminal
