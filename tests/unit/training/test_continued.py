@@ -161,10 +161,10 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(
     assert untimed(tmp_path / "whole") == untimed(tmp_path / "parts")
 
 
-@pytest.mark.parametrize("percent", [0.0, 1e9])
+@pytest.mark.parametrize("percent", [0.0, 1e4])
 def test_the_old_text_loses_no_more_than_it_may(percent: float, made: Folders, tmp_path: Path) -> None:
     """The weights at the end lie between the base's and those of the last step."""
-    train(continued(made, tmp_path / "free", max_forgetting=1e9, replay=0.0, learning_rate=0.05))
+    train(continued(made, tmp_path / "free", max_forgetting=1e4, replay=0.0, learning_rate=0.05))
     train(continued(made, tmp_path / "run", max_forgetting=percent, replay=0.0, learning_rate=0.05))
     (first, *_, last), share = evaluations(tmp_path / "run"), evaluations(tmp_path / "run")[-1]["trained_share"]
     assert evaluations(tmp_path / "free")[-1]["old_bpb"] > first["old_bpb"], "or nothing is tested"
