@@ -20,14 +20,14 @@ import math
 import random
 import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measure import BenchmarkError
+from time_to_quality import run_training
 
 BASELINE = "baseline"
 
@@ -51,19 +51,13 @@ def t_test(differences: list[float]) -> float:
 def run(store: Path, options: str, seed: int) -> dict[str, Any]:
     """One `llamita train`: its best bits per byte, the last of the training text, and seconds."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "run")
-        command = [sys.executable, "-m", "llamita", "train", str(store), "--out", str(out), "--seed", str(seed)]
-        start = time.monotonic()
-        done = subprocess.run([*command, *shlex.split(options)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        if done.returncode != 0:
-            raise SystemExit(f"{shlex.join(command)} {options}: {done.stderr.decode(errors='replace').strip()[-500:]}")
-        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        lines, seconds = run_training(store, Path(folder, "run"), ["--seed", str(seed), *shlex.split(options)])
     trained = [line for line in lines if line["kind"] == "train"]
     return {
         "bits_per_byte": min(line["bpb"] for line in lines if line["kind"] == "eval"),
         "training_bits_per_byte": trained[-1]["bpb"],
         "tokens": trained[-1]["tokens"],
-        "seconds": time.monotonic() - start,
+        "seconds": seconds,
     }
 
 
@@ -110,7 +104,11 @@ def main() -> int:
             options = f"{flags.train} {candidates.get(name, '')}".strip()
             key = {"store": str(store), "candidate": name, "options": options, "seed": seed}
             same = [each for each in known if key.items() <= each.items()]
-            runs.append(same[0] if same else {**key, **run(store, options, seed)})
+            try:
+                runs.append(same[0] if same else {**key, **run(store, options, seed)})
+            except BenchmarkError as error:
+                print(error, file=sys.stderr)
+                return 1
             if same:
                 continue
             with record.open("a") as file:

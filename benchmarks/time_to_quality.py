@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from measure import BenchmarkError, append_rows, results_path
 
@@ -49,16 +50,21 @@ def outcome(points: list[tuple[float, float]], target: float, seconds: float) ->
     return Outcome(points[-1][1], reached, seconds)
 
 
-def run_ours(store: Path, out: Path, minutes: float, seed: int, arguments: list[str], target: float) -> Outcome:
-    """A complete `llamita train`, including the start of Python."""
-    command = [sys.executable, "-m", "llamita", "train", str(store), "--out", str(out), "--minutes", str(minutes),
-               "--seed", str(seed), *arguments]  # fmt: skip
+def run_training(store: Path, out: Path, arguments: list[str]) -> tuple[list[dict[str, Any]], float]:
+    """A complete `llamita train`: the lines of its metrics.jsonl, and its seconds, the start of Python
+    included. Raises BenchmarkError."""
+    command = [sys.executable, "-m", "llamita", "train", str(store), "--out", str(out), *arguments]
     start = time.monotonic()
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     seconds = time.monotonic() - start
     if done.returncode != 0:
         raise BenchmarkError(f"llamita train ended with code {done.returncode}: {done.stderr.strip()[-300:]}")
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()], seconds
+
+
+def run_ours(store: Path, out: Path, minutes: float, seed: int, arguments: list[str], target: float) -> Outcome:
+    """A complete `llamita train --minutes`."""
+    lines, seconds = run_training(store, out, ["--minutes", str(minutes), "--seed", str(seed), *arguments])
     evaluations = [line for line in lines if line["kind"] == "eval"]
     points = [(line["seconds"] + line["evaluation_seconds"], line["bpb"]) for line in evaluations]
     return outcome(points, target, seconds)

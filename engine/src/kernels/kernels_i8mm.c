@@ -152,15 +152,5 @@ static void matmul_q4_k(const matmul_job *job) { pair_matmul(job, PANEL_Q4_1, PA
 static void matmul_q5_k(const matmul_job *job) { pair_matmul(job, PANEL_Q5_1, PANEL_Q5_K); }
 static void matmul_q6_k(const matmul_job *job) { pair_matmul(job, PANEL_Q6_K, PANEL_Q6_K); }
 
-const kernels kernels_i8mm = {
-    .name = "i8mm",
-    .matmul = {neon_matmul_f32, neon_matmul_f16, neon_matmul_bf16, neon_matmul_i8, matmul_q8_0, matmul_q4_0,
-               matmul_q4_1, matmul_q5_1, matmul_q4_k, matmul_q5_k, matmul_q6_k},
-    .quantize = neon_quantize,
-    .to_halves = neon_to_halves,
-    .sum_of_squares = neon_sum_of_squares,
-    .maximum = neon_maximum,
-    .exp_and_sum = neon_exp_and_sum,
-    .swiglu = neon_swiglu,
-};
+const kernels kernels_i8mm = NEON_KERNELS("i8mm");
 #endif

@@ -351,22 +351,25 @@ void neon_swiglu(float *gate, const float *up, int64_t length) {
 }
 #endif
 
+/* The table of the file that is compiled, with its own functions for quantized matrices. */
+#define NEON_KERNELS(its_name)                                                                                   \
+    {                                                                                                            \
+        .name = its_name,                                                                                        \
+        .matmul = {neon_matmul_f32, neon_matmul_f16, neon_matmul_bf16, neon_matmul_i8, matmul_q8_0, matmul_q4_0, \
+                   matmul_q4_1, matmul_q5_1, matmul_q4_k, matmul_q5_k, matmul_q6_k},                             \
+        .quantize = neon_quantize,                                                                               \
+        .to_halves = neon_to_halves,                                                                             \
+        .sum_of_squares = neon_sum_of_squares,                                                                   \
+        .maximum = neon_maximum,                                                                                 \
+        .exp_and_sum = neon_exp_and_sum,                                                                         \
+        .swiglu = neon_swiglu,                                                                                   \
+    }
+
 #if !defined(OWN_BLOCK_MATMUL)
 #if defined(KERNELS_DOTPROD)
-const kernels kernels_dotprod = {
-    .name = "dotprod",
+const kernels kernels_dotprod = NEON_KERNELS("dotprod");
 #else
-const kernels kernels_neon = {
-    .name = "neon",
+const kernels kernels_neon = NEON_KERNELS("neon");
 #endif
-    .matmul = {neon_matmul_f32, neon_matmul_f16, neon_matmul_bf16, neon_matmul_i8, matmul_q8_0, matmul_q4_0,
-               matmul_q4_1, matmul_q5_1, matmul_q4_k, matmul_q5_k, matmul_q6_k},
-    .quantize = neon_quantize,
-    .to_halves = neon_to_halves,
-    .sum_of_squares = neon_sum_of_squares,
-    .maximum = neon_maximum,
-    .exp_and_sum = neon_exp_and_sum,
-    .swiglu = neon_swiglu,
-};
 #endif
 #endif

@@ -17,8 +17,7 @@
 /* A regular file, open for reading. Another process may cut or overwrite it meanwhile: touching a
  * mapped page that is no longer in the file kills a POSIX process. So the first num_private_bytes
  * of `bytes` are a copy in memory, and the rest must be made one (platform_file_keep), or read with
- * platform_file_read. Windows
- * does not let anybody cut a mapped file. */
+ * platform_file_read. Windows does not let anybody cut a mapped file. */
 typedef struct {
     void *bytes; /* the whole contents, read-only; NULL if the file is empty */
     size_t num_bytes, num_private_bytes;

@@ -19,8 +19,6 @@ from llamita.errors import clean_line
 if TYPE_CHECKING:
     from llamita.report.outlook import Outlook
 
-MINUTES = 10.0
-
 
 @dataclasses.dataclass(frozen=True)
 class PlanFlags:
@@ -64,9 +62,8 @@ def main(argv: list[str]) -> None:
     with requires_extra("train"):
         from llamita.training.planner import describe_plan, plan_store, plan_values
 
-    minutes = flags.minutes or MINUTES
     config = TrainConfig(
-        data=flags.data, out=Path("run"), minutes=minutes, context=flags.context,
+        data=flags.data, out=Path("run"), minutes=flags.minutes, context=flags.context,
         tie_embeddings=flags.tie_embeddings,
         device=flags.device, threads=flags.threads,
     )  # fmt: skip
@@ -80,7 +77,7 @@ def main(argv: list[str]) -> None:
     print_table(weighed, sys.stdout)
     _print_outlook(plan.outlook)
     name = Path(flags.data[0].rpartition(":")[0] or flags.data[0]).resolve().name
-    print_next(*train_commands(flags.data, name, minutes), file=sys.stdout)
+    print_next(*train_commands(flags.data, name, plan.filled.minutes or 0.0), file=sys.stdout)
 
 
 def _show_run(flags: PlanFlags, run: Path) -> None:

@@ -7,6 +7,7 @@ loss of every shape on the ladder. Flags that the user set are never changed.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -96,8 +97,7 @@ class Timing:
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """filled: the complete configuration; best: the chosen estimate; estimates: all of them; timing:
-    of the timed shape that is nearest to the best; outlook: the best shape's bits with more time or
-    text."""
+    of the timed shape that is nearest to the best; make_outlook: see outlook."""
 
     filled: TrainConfig
     best: Estimate
@@ -105,7 +105,12 @@ class Plan:
     timing: Timing
     vocab_size: int
     device: str
-    outlook: Outlook
+    make_outlook: Callable[[], Outlook]
+
+    @functools.cached_property
+    def outlook(self) -> Outlook:
+        """The best shapes' bits with more time or text. Training does not need them."""
+        return self.make_outlook()
 
 
 def wants_plan(config: TrainConfig) -> bool:
@@ -251,7 +256,7 @@ def plan_run(
     config = dataclasses.replace(config, dtype=nearest.dtype)
     chosen = apply_step_tokens(apply_shape(config, best.shape), tokens, world_size, free, device)
     filled = fill_defaults(regularize(chosen, best.epochs), device, world_size)
-    outlook = make_outlook(predict, minutes, best.tokens, unique_tokens)
+    outlook = functools.partial(make_outlook, predict, minutes, best.tokens, unique_tokens)
     return Plan(filled, best, estimates, nearest, vocab_size, describe_device(device), outlook)
 
 
