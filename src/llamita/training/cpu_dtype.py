@@ -41,7 +41,7 @@ def product_speedup() -> float:
 def candidate_dtypes(config: TrainConfig, device: torch.device) -> tuple[Dtype, ...]:
     """The types worth timing for this run: both, or the only one.
 
-    The fused passes in bfloat16 exist for whole models without a teacher.
+    The fused passes in bfloat16 exist for whole models.
     """
     if config.dtype != "auto" or device.type != "cpu" or _is_special(config):
         resolved: Dtype = "bfloat16" if resolve_dtype(config, device).dtype == "bfloat16" else "float32"
@@ -60,4 +60,4 @@ def inherited_dtype(config: TrainConfig, earlier: str | None, ranks: Ranks) -> L
 
 def _is_special(config: TrainConfig) -> bool:
     """Whether the fused passes in bfloat16 do not apply."""
-    return config.fsdp or config.activation_checkpointing or config.teacher is not None
+    return config.fsdp or config.activation_checkpointing

@@ -25,7 +25,13 @@ from llamita.console import format_count
 from llamita.errors import TrainingError
 from llamita.model.llama import Llama
 from llamita.tokenizer import Tokenizer, load_tokenizer
-from llamita.training.loss import packed_attention, summed_cross_entropy, target_positions, tokens_per_chunk
+from llamita.training.loss import (
+    packed_attention,
+    summed_cross_entropy,
+    target_positions,
+    tokens_per_chunk,
+    training_hidden_states,
+)
 
 DEFAULT_ALPHA, DEFAULT_TEMPERATURE = 0.5, 1.0
 
@@ -106,7 +112,7 @@ class DistillationLoss(nn.Module):
         self.model, self.compute = model, compute
         self.alpha, self.temperature = alpha, temperature
         # as in SummedLoss: only where there is a gradient to compute
-        self._compiled = torch.compile(model.hidden_states, dynamic=False) if compiled else model.hidden_states
+        self._compiled = torch.compile(model.hidden_states, dynamic=False) if compiled else None
         self._teacher = (teacher.requires_grad_(False).eval(),)  # in a tuple, so not a submodule
 
     @property
@@ -132,8 +138,12 @@ class DistillationLoss(nn.Module):
         def mask_for(model: Llama) -> Tensor | None:
             return None if segments is None else packed_attention(model, self.compute, segments, cu_seqlens)
 
-        hidden_states = self._compiled if torch.is_grad_enabled() else self.model.hidden_states
-        hidden = hidden_states(inputs, mask=mask_for(self.model), compute=self.compute)
+        if segments is None and self._compiled is None and torch.is_grad_enabled():
+            hidden = training_hidden_states(self.model, inputs, self.compute)
+        else:
+            compiled = self._compiled if torch.is_grad_enabled() else None
+            hidden_states = self.model.hidden_states if compiled is None else compiled
+            hidden = hidden_states(inputs, mask=mask_for(self.model), compute=self.compute)
         positions = target_positions(targets, positions)
         weight = self.model.output_weight.to(self.compute)
         hidden, targets = hidden.flatten(0, 1).index_select(0, positions), targets.flatten()[positions]

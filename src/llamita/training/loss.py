@@ -177,6 +177,15 @@ def even_slices(length: int, max_size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, length, size)]
 
 
+def training_hidden_states(model: Llama, inputs: Tensor, compute: torch.dtype) -> Tensor:
+    """inputs [B, T] → [B, T, D] after the final norm, through the fused passes of CPUs for a network
+    that can_fuse."""
+    if can_fuse(model):
+        fused = fused_hidden_states if compute == torch.float32 else fused_hidden_states_bf16
+        return fused(model, inputs)
+    return model.hidden_states(inputs, compute=compute)
+
+
 class SummedLoss(nn.Module):
     """A network with its loss: inputs, targets [B, T] → Σ nats over counted targets, float32.
 
@@ -204,7 +213,4 @@ class SummedLoss(nn.Module):
         if self._compiled is not None:
             compiled: Tensor = self._compiled(inputs, compute=self.compute)
             return compiled
-        if can_fuse(self.model):
-            fused = fused_hidden_states if self.compute == torch.float32 else fused_hidden_states_bf16
-            return fused(self.model, inputs)
-        return self.model.hidden_states(inputs, compute=self.compute)
+        return training_hidden_states(self.model, inputs, self.compute)

@@ -46,7 +46,7 @@ def test_products_are_timed_in_turns(times: tuple[float, float], monkeypatch: py
         ({}, 0.02, ("float32",)),
         ({"minutes": None}, 2.0, ("float32", "bfloat16")),  # ten minutes
         ({"minutes": None, "steps": 10}, 2.0, ("float32", "bfloat16")),
-        ({"teacher": Path("teacher")}, 2.0, ("float32",)),
+        ({"teacher": Path("teacher")}, 2.0, ("float32", "bfloat16")),
         ({"activation_checkpointing": True}, 2.0, ("float32",)),
         ({"dtype": "float32"}, 2.0, ("float32",)),
         ({"dtype": "bfloat16"}, 0.02, ("bfloat16",)),
