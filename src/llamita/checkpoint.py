@@ -7,9 +7,9 @@
     training/state.safetensors  resume state as tensors: the optimizer's moments, …
     training/optimizer          replaces it if the optimizer is sharded: torch.distributed.checkpoint
 
-A run directory holds checkpoints `step-NNNNNNNN` and the links `latest` and `best`. It can be given
-wherever a checkpoint is expected: its best one is used. Links are replaced by rename, so that an
-interrupted run keeps valid ones.
+A run directory holds checkpoints `step-NNNNNNNN` and the links `latest` and `best`, and `teacher`
+from the second generation on. It can be given wherever a checkpoint is expected: its best one is
+used. Links are replaced by rename, so that an interrupted run keeps valid ones.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ TOKENIZER_FILES = (
 ADAPTER_CONFIG = "adapter_config.json"  # marks a folder as an adapter
 _BASE: Schema = {"base_model_name_or_path": Key("string")}
 STEP_NAME = re.compile(r"step-(\d{8})")
+LINKS = ("latest", "best", "teacher")  # of a run directory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +257,7 @@ def sharded_state_directory(checkpoint: Path) -> Path:
 
 
 def point_link(run: Path, link: str, checkpoint: Path) -> None:
-    """Point run/link ("latest" or "best") at this checkpoint, atomically."""
+    """Point run/link (one of LINKS) at this checkpoint, atomically."""
     temporary = Path(run) / f".{link}.partial"
     try:
         temporary.unlink(missing_ok=True)
@@ -269,7 +270,7 @@ def point_link(run: Path, link: str, checkpoint: Path) -> None:
 
 def prune_checkpoints(run: Path) -> None:
     """Delete checkpoints without a link, and what interrupted saves left behind."""
-    kept = {os.path.realpath(Path(run) / link) for link in ("latest", "best")}
+    kept = {os.path.realpath(Path(run) / link) for link in LINKS}
     for entry in Path(run).iterdir():
         unfinished = entry.name.startswith(".step-") and entry.name.endswith(".partial")
         if unfinished or (STEP_NAME.fullmatch(entry.name) and os.path.realpath(entry) not in kept):

@@ -351,7 +351,7 @@ MAX_VALUES: dict[str, float] = {  # of the flags of runs
     "eval_interval": 10**9, "save_minutes": 1e6, "log_interval": 10**9, "early_stopping_patience": 10**9,
     "threads": 1024, "temperature": 1e3, "layers": 1024, "hidden": 2**17, "heads": 2**16,
     "kv_heads": 2**16, "ffn": 2**19, "rope_theta": 1e12, "rank": 2**14, "alpha": 1e6, "beta": 1e6,
-    "preview": 10**6, "max_forgetting": 1e4,
+    "preview": 10**6, "max_forgetting": 1e4, "generations": 100,
 }  # fmt: skip
 
 QuantizedType = Literal["q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_k_m", "q4_1", "q4_0"]
@@ -550,6 +550,10 @@ class TrainConfig(RunConfig):
     token_noise: Annotated[float | None, Option("SHARE", group="optimization")] = None
     """Share of the input tokens that are replaced by others of the same row, at random, so that text
     that is read many times is not learned by heart. Default: by the number of times, 0 up to four."""
+    generations: Annotated[int | None, Option(group="distillation")] = None
+    """Models that are trained one after the other in the time of the run; each learns from the best one
+    before it. Little text is learned better so. Default: with --minutes and a planned shape, as many
+    as get 7 epochs each, at most 4; else 1."""
     from_: Annotated[Path | None, Option("RUN", group="going on", name="from", resume="may change")] = None
     """Go on with the model of this finished run, or of a checkpoint, on new documents: STORE needs the
     same tokenizer. Shape, step and optimizer are the run's; the peak learning rates are a quarter of
@@ -571,6 +575,7 @@ class TrainConfig(RunConfig):
         self._check_positive("layers", "hidden", "heads", "kv_heads", "ffn", "rope_theta")
         check(not (self.fsdp and self.compile == "on"), "train: --compile on and --fsdp exclude each other; drop one")
         self._check_replay()
+        self._check_generations()
         check(
             self.token_noise is None or 0 <= self.token_noise < 1,
             f"train: --token-noise: expected a share from 0 to below 1, found {self.token_noise}",
@@ -580,6 +585,20 @@ class TrainConfig(RunConfig):
         check(
             self.preset is not None or len(missing) in (0, len(parts)),
             f"train: a shape of your own also needs {', '.join(missing)} (or --preset as its basis)",
+        )
+
+    def _check_generations(self) -> None:
+        self._check_positive("generations")
+        if (self.generations or 1) == 1:
+            return
+        for name in ("teacher", "from_", "fsdp"):
+            check(
+                not getattr(self, name),
+                f"train: --generations and {flag(name)} exclude each other; drop one",
+            )
+        check(
+            self.steps is None or self.steps >= (self.generations or 1),
+            f"train: --generations {self.generations}: expected a step for each, found --steps {self.steps}",
         )
 
     def _check_replay(self) -> None:

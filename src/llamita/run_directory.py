@@ -84,7 +84,10 @@ RESULT: Schema = {  # summary.json
 }  # fmt: skip
 
 LINE: Schema = {"kind": Key("string", required=True), "step": _NEEDED_COUNT}  # of metrics.jsonl
-ROLLBACK: Schema = {"to_step": _NEEDED_COUNT, "learning_rate_factor": dataclasses.replace(_NUMBER, default=1.0)}
+EVENTS: dict[str, Schema] = {  # more keys, by kind
+    "rollback": {"to_step": _NEEDED_COUNT, "learning_rate_factor": dataclasses.replace(_NUMBER, default=1.0)},
+    "generation": {"generation": _NEEDED_COUNT, "tokens": _NEEDED_COUNT, "seconds": _NEEDED_NUMBER},
+}
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -475,7 +478,8 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     for number, text in enumerate(data[: data.rfind(b"\n") + 1].split(b"\n")[:-1], 1):
         where = f"{path}: line {number}"
         line = parse_json_object(text, where, TrainingError, LINE)
-        lines.append(check_object(line, ROLLBACK, where, TrainingError) if line["kind"] == "rollback" else line)
+        event = EVENTS.get(line["kind"])
+        lines.append(line if event is None else check_object(line, event, where, TrainingError))
     return lines
 
 

@@ -66,6 +66,15 @@ def test_two_processes_equal_one(one: list[dict[str, Any]], story_store: Path, t
     assert shares["processes"] == 2
 
 
+def test_two_processes_train_the_same_generations(story_store: Path, tmp_path: Path) -> None:
+    alone = run_training(story_store, tmp_path / "one", 1, "--grad-accum-steps=2", "--generations=2")
+    together = run_training(story_store, tmp_path / "two", 2, "--generations=2")
+    assert [line["kind"] for line in alone].count("generation") == 1 and len(alone) == len(together)
+    for one, two in zip(alone, together, strict=True):
+        assert (one["kind"], one["step"], one["tokens"]) == (two["kind"], two["step"], two["tokens"])
+        assert one["kind"] == "generation" or abs(one["loss"] - two["loss"]) < 1e-5, (one, two)
+
+
 def test_a_run_of_two_resumes_as_one(
     one: list[dict[str, Any]], story_store: Path, tmp_path: Path, kill_launch: Callable[[subprocess.Popen[bytes]], None]
 ) -> None:

@@ -84,7 +84,7 @@ def _main_chart(histories: Sequence[History], axes: Sequence[str]) -> str:
         label, x_format = _axis(histories, axis)
         plots.append(
             Plot(title, curves, label, x_format, width=WIDE[0], height=WIDE[1],
-                 y_limits=_late_limits(curves), notes=_divergences(histories, axis))
+                 y_limits=_late_limits(curves), notes=_events(histories, axis))
         )  # fmt: skip
     return _figure(title, plots, "wide", f'<div class="legend">{legend}{hint}</div>')
 
@@ -155,7 +155,7 @@ def _small_chart(histories: Sequence[History], key: str, axes: Sequence[str]) ->
             for index, history in enumerate(histories)
             for curve in _curves(history, key, axis, index, alone=len(histories) == 1)
         ]
-        notes = [Note(note.x, "") for note in _divergences(histories, axis)]
+        notes = [Note(note.x, "") for note in _events(histories, axis)]
         plots.append(
             Plot(title, curves, label, x_format, y_format, is_log=is_log, from_zero=from_zero, notes=notes)
         )  # fmt: skip
@@ -179,13 +179,14 @@ def _rolled_back(history: History, kind: str, key: str, axis: str, color: int) -
     return [Curve(xs, ys, f"c{color} rolled_back") for xs, ys in history.rolled_back(kind, key, axis)]
 
 
-def _divergences(histories: Sequence[History], axis: str) -> list[Note]:
-    return [
-        Note(rollback[axis], f"{history.name}: diverged" if len(histories) > 1 else "diverged")
-        for history in histories
-        for rollback in history.rollbacks
-        if axis in rollback
-    ]
+def _events(histories: Sequence[History], axis: str) -> list[Note]:
+    """Divergences and new generations."""
+    found = []
+    for history in histories:
+        name = f"{history.name}: " if len(histories) > 1 else ""
+        found += [Note(line[axis], f"{name}diverged") for line in history.rollbacks if axis in line]
+        found += [Note(line[axis], f"{name}generation {line['generation']}") for line in history.generations]
+    return found
 
 
 def _figure(title: str, plots: Sequence[Plot], style: str, legend: str) -> str:

@@ -51,6 +51,11 @@ class History:
     def evaluations(self) -> list[dict[str, Any]]:
         return [line for line in self.lines if line["kind"] == "eval"]
 
+    @property
+    def generations(self) -> list[dict[str, Any]]:
+        """The lines with which later generations began."""
+        return [line for line in self.lines if line["kind"] == "generation"]
+
     def keys(self, kind: str) -> list[str]:
         """Names of all numbers in the lines of a kind, in order of appearance."""
         return self._keys.get(kind, [])

@@ -99,6 +99,8 @@ def run_outlook(history: History) -> Outlook:
     config = history.config
     if history.command != "train" or config.get("from_") or config.get("teacher"):
         raise error("expected a run of llamita train on text alone, without --from and --teacher")
+    if config.get("generations", 1) != 1:
+        raise error("expected a run of one model, found several generations; train with --generations 1")
     size = _num_parameters(history)
     evaluations = _evaluations(history)
     if not evaluations:

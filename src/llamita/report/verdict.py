@@ -21,7 +21,7 @@ def verdict(history: History) -> str:
 
 def sentences(history: History) -> list[str]:
     """The verdict: how far the run is, what it learned, what would help."""
-    return [_progress(history), *_learning(history), *_advice(history)]
+    return [_progress(history), *_generations(history), *_learning(history), *_advice(history)]
 
 
 def next_commands(history: History) -> list[str]:
@@ -41,6 +41,15 @@ def _progress(history: History) -> str:
     rollbacks = len(history.rollbacks)
     times = "" if not rollbacks else f", after it diverged {'once' if rollbacks == 1 else f'{rollbacks} times'}"
     return f"The run has finished{step}{times}."
+
+
+def _generations(history: History) -> list[str]:
+    """That the model had teachers, if it had."""
+    if not history.generations:
+        return []
+    number, of = history.generations[-1]["generation"], history.config.get("generations")
+    taught = "each learns from the best one before it, and its training loss has the teacher's share in it"
+    return [f"It trained {number} of {of} generations: {taught}."]
 
 
 def _learning(history: History) -> list[str]:

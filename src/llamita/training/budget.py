@@ -8,6 +8,7 @@ from collections import deque
 from statistics import median
 
 from llamita.config import RunConfig
+from llamita.training.generations import WHOLE, Stretch
 
 MAX_EVALUATIONS = 10
 EVALUATION_SHARE = 0.05  # of the training time, for the evaluations before the last one
@@ -43,7 +44,8 @@ class Progress:
 
 
 class Budget:
-    """Measures progress in [0, 1]: in time with --minutes, else in steps, else in tokens.
+    """Measures the progress of a generation in [0, 1]: in time with --minutes, else in steps, else in
+    tokens. Most runs have one generation, which takes all of it.
 
     reserved_seconds: the part of --minutes reserved for what follows REPEATED_EPOCHS or more.
     last_evaluations: how many times as long the last evaluation takes.
@@ -73,15 +75,39 @@ class Budget:
         self.evaluations, self.val_tokens = 1, val_tokens
         self.begin(Progress())
 
-    def begin(self, at: Progress) -> None:
-        """Choose the number of evaluations of a run whose schedule begins at `at`.first_step."""
-        if self.minutes is None:  # costs in tokens: the same on every machine
-            whole = (
-                (self.steps - at.first_step) * self.tokens_per_step
-                if self.steps is not None
-                else (self.tokens or 0) - at.first_tokens
-            )
-            self.evaluations = affordable_evaluations(whole / max(1.0, self.val_tokens * FORWARD_SHARE))
+    def begin(self, at: Progress, stretch: Stretch = WHOLE) -> None:
+        """Begin a generation, whose schedule begins at `at`.first_step, and choose the number of its
+        evaluations."""
+        self.stretch = stretch
+        if self.minutes is not None:
+            if self.evaluation_seconds > 0:
+                self.evaluations = self._affordable_evaluations(self.evaluation_seconds)
+            return
+        whole = (  # costs in tokens: the same on every machine
+            (self._last_step(at) - at.first_step) * self.tokens_per_step
+            if self.steps is not None
+            else self._last_token(at) - at.first_tokens
+        )
+        self.evaluations = affordable_evaluations(whole / max(1.0, self.val_tokens * FORWARD_SHARE))
+
+    def _affordable_evaluations(self, seconds: float) -> int:
+        """With --minutes: the evaluations of the generation, if each takes so long."""
+        assert self.minutes is not None
+        return affordable_evaluations(self.stretch.of_run * self.minutes * 60 / max(seconds, 1e-3))
+
+    def _last_second(self, at: Progress) -> float:
+        """When the generation ends, with --minutes."""
+        return at.first_second + self.stretch.of_rest * (self.training_seconds - at.first_second)
+
+    def _last_step(self, at: Progress) -> int:
+        """The step that ends the generation, with --steps."""
+        assert self.steps is not None
+        return at.first_step + max(1, round(self.stretch.of_rest * (self.steps - at.first_step)))
+
+    def _last_token(self, at: Progress) -> int:
+        """The token that ends the generation, with --epochs."""
+        assert self.tokens is not None
+        return at.first_tokens + max(1, round(self.stretch.of_rest * (self.tokens - at.first_tokens)))
 
     @property
     def is_timed(self) -> bool:
@@ -145,7 +171,7 @@ class Budget:
         self.evaluation_seconds = evaluation_seconds
         if self.minutes is not None:
             self.evaluation_seconds = min(evaluation_seconds, MAX_ESTIMATE_SHARE * self.minutes * 60)
-            self.evaluations = affordable_evaluations(self.minutes * 60 / max(evaluation_seconds, 1e-3))
+            self.evaluations = self._affordable_evaluations(evaluation_seconds)
             self.next_probe = self.progress(at) + PROBE_SHARE
         self._restart_pace()
 
@@ -157,8 +183,7 @@ class Budget:
         self.evaluation_seconds, self.next_probe = seconds, math.inf
         self._restart_pace()
         if self.minutes is not None:
-            affordable = affordable_evaluations(self.minutes * 60 / max(seconds, 1e-3))
-            self.evaluations = max(done + 1, min(self.evaluations, affordable))
+            self.evaluations = max(done + 1, min(self.evaluations, self._affordable_evaluations(seconds)))
 
     def _restart_pace(self) -> None:
         """An evaluation was timed: the pace is that of the steps before it, or else after it."""
@@ -167,30 +192,32 @@ class Budget:
     def progress(self, at: Progress) -> float:
         """The share of the schedule that is done; 1 or more at its end."""
         if self.minutes is not None:
-            return (at.seconds - at.first_second) / max(self.training_seconds - at.first_second, 1e-3)
+            return (at.seconds - at.first_second) / max(self._last_second(at) - at.first_second, 1e-3)
         if self.steps is not None:
-            return (at.step - at.first_step) / max(self.steps - at.first_step, 1)
-        assert self.tokens is not None
-        return (at.tokens - at.first_tokens) / max(self.tokens - at.first_tokens, 1)
+            return (at.step - at.first_step) / (self._last_step(at) - at.first_step)
+        return (at.tokens - at.first_tokens) / (self._last_token(at) - at.first_tokens)
+
+    def run_progress(self, at: Progress) -> float:
+        """The same of the run."""
+        return self.stretch.run_progress(self.progress(at))
 
     def midpoint(self, at: Progress) -> float:
         """The progress in the middle of the next step, where the learning rate is never 0."""
         if self.minutes is not None:
-            half = 0.5 * self.step_seconds / max(self.training_seconds - at.first_second, 1e-3)
+            half = 0.5 * self.step_seconds / max(self._last_second(at) - at.first_second, 1e-3)
         elif self.steps is not None:
-            half = 0.5 / max(self.steps - at.first_step, 1)
+            half = 0.5 / (self._last_step(at) - at.first_step)
         else:
-            assert self.tokens is not None
-            half = 0.5 * self.tokens_per_step / max(self.tokens - at.first_tokens, 1)
+            half = 0.5 * self.tokens_per_step / (self._last_token(at) - at.first_tokens)
         return self.progress(at) + half
 
     def is_over(self, at: Progress) -> bool:
-        """Whether the run ends here. With --minutes: half of the next step would be too late."""
+        """Whether the generation ends here. With --minutes: half of the next step would be too late."""
         if self.minutes is not None:
-            return at.step > 0 and at.seconds + 0.5 * self.step_seconds >= self.training_seconds
+            return at.step > at.first_step and at.seconds + 0.5 * self.step_seconds >= self._last_second(at)
         if self.steps is not None:
-            return at.step >= self.steps
-        return at.tokens >= (self.tokens or 0)
+            return at.step >= self._last_step(at)
+        return at.tokens >= self._last_token(at)
 
     def wants_evaluation(self, at: Progress, done: int) -> bool:
         """Whether an evaluation is due, besides the one at the end. done: evaluations so far."""
@@ -201,11 +228,11 @@ class Budget:
         return self.progress(at) >= (done + 1) / self.evaluations
 
     def seconds_left(self, at: Progress) -> float:
-        """The estimated time until the last step ends."""
+        """The estimated time until the last step of the run ends."""
         if self.minutes is not None:
             return max(0.0, self.training_seconds - at.seconds)
         done = self.progress(at)
-        return (at.seconds - at.first_second) * (1.0 - done) / done if done > 0 else 0.0
+        return (at.seconds - at.first_second) * (1.0 / self.stretch.of_rest - done) / done if done > 0 else 0.0
 
     def describe_schedule(self, at: Progress) -> str:
         """The stretch that the schedule covers, such as "steps 400 to 800"."""

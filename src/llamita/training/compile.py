@@ -74,6 +74,7 @@ def resolve_compile(config: TrainConfig, model: Llama, ranks: Ranks, passes: flo
         or config.fsdp
         or config.activation_checkpointing
         or config.teacher is not None
+        or (config.generations or 1) > 1
     ):
         return off, ""
     key = _key(config, model, ranks)

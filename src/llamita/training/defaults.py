@@ -54,7 +54,8 @@ def fill_defaults(
     is_muon = config.optimizer == "muon"
     tokens_per_step = config.micro_batch_size * config.context * config.grad_accum_steps * world_size
     scale = small_step_scale(tokens_per_step)
-    epochs = config.epochs or 1.0  # with --minutes the planner has set the decay
+    generations = config.generations or 1  # with --minutes the planner has set them, and the decay
+    epochs = config.epochs or 1.0
     if config.steps is not None and epoch_tokens is not None:
         epochs = config.steps * tokens_per_step / epoch_tokens
     rate = scale * (MUON_RATE if is_muon else learning_rate_for(config.hidden))
@@ -63,8 +64,9 @@ def fill_defaults(
         learning_rate=config.learning_rate or rate,
         embedding_lr=config.embedding_lr or scale * embedding_lr_for(config.hidden),
         beta2=beta2_for(tokens_per_step) if config.beta2 is None else config.beta2,
+        generations=generations,
     )
-    return regularize(filled, epochs)
+    return regularize(filled, epochs / generations)
 
 
 def default_dtype(device: torch.device) -> Literal["bfloat16", "float32"]:
@@ -104,8 +106,8 @@ def row_token_bytes(config: TrainConfig, device: torch.device) -> int:
 
 
 def regularize(config: TrainConfig, epochs: float) -> TrainConfig:
-    """The configuration with the weight decay and the token noise for this many epochs, if none is
-    given."""
+    """The configuration with the weight decay and the token noise for this many epochs of one model, if
+    none is given."""
     return dataclasses.replace(
         config,
         weight_decay=decay_for(epochs) if config.weight_decay is None else config.weight_decay,

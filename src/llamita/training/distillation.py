@@ -91,7 +91,8 @@ class _ChunkedDistillation(torch.autograd.Function):
 class DistillationLoss(nn.Module):
     """A network with its loss beside a teacher's: a batch → Σ nats over counted targets, float32.
 
-    With eval() it is plain cross-entropy, so that validation losses stay comparable. compute: the
+    With eval() it is plain cross-entropy, so that validation losses stay comparable; so it is without
+    a teacher, until `learn_from` brings one. compute: the
     type of the student's computation. The teacher computes in the type of its weights, without
     gradients and dropout.
     """
@@ -99,7 +100,7 @@ class DistillationLoss(nn.Module):
     def __init__(
         self,
         model: Llama,
-        teacher: Llama,
+        teacher: Llama | None,
         compute: torch.dtype = torch.float32,
         *,
         alpha: float = DEFAULT_ALPHA,
@@ -108,19 +109,28 @@ class DistillationLoss(nn.Module):
     ) -> None:
         """alpha: the teacher's weight in the loss. compiled: compile the student."""
         super().__init__()
-        assert model.config.vocab_size == teacher.config.vocab_size and 0.0 <= alpha <= 1.0 and temperature > 0
+        assert 0.0 <= alpha <= 1.0 and temperature > 0
         self.model, self.compute = model, compute
         self.alpha, self.temperature = alpha, temperature
         # as in SummedLoss: only where there is a gradient to compute
         self._compiled = torch.compile(model.hidden_states, dynamic=False) if compiled else None
-        self._teacher = (teacher.requires_grad_(False).eval(),)  # in a tuple, so not a submodule
+        self._teacher: tuple[Llama, ...] = ()  # in a tuple, so not a submodule
+        if teacher is not None:
+            self.learn_from(teacher)
+
+    def learn_from(self, teacher: Llama) -> None:
+        """Replace the teacher by another one with the same vocabulary."""
+        assert self.model.config.vocab_size == teacher.config.vocab_size
+        self._teacher = (teacher.requires_grad_(False).eval(),)
 
     @property
-    def teacher(self) -> Llama:
-        return self._teacher[0]
+    def teacher(self) -> Llama | None:
+        return self._teacher[0] if self._teacher else None
 
     def describe(self) -> str:
-        """A line about the teacher for the start of a run."""
+        """A line about the teacher for the start of a run; empty without one."""
+        if self.teacher is None:
+            return ""
         weights = format_count(self.teacher.config.num_parameters)
         return f"teacher: {weights} weights, {self.alpha:g} of the loss, temperature {self.temperature:g}"
 
@@ -147,7 +157,7 @@ class DistillationLoss(nn.Module):
         positions = target_positions(targets, positions)
         weight = self.model.output_weight.to(self.compute)
         hidden, targets = hidden.flatten(0, 1).index_select(0, positions), targets.flatten()[positions]
-        if not self.training:
+        if not self.training or self.teacher is None:
             return summed_cross_entropy(hidden, weight, targets)
         with torch.no_grad():
             teacher_hidden = self.teacher.hidden_states(inputs, mask=mask_for(self.teacher))
@@ -197,11 +207,11 @@ def distillation_loss(
     *,
     compiled: bool = False,
 ) -> DistillationLoss:
-    """The loss for --teacher, --teacher-weight and --temperature, with the teacher on the model's
-    device in the type `compute`. Raises what load_teacher raises."""
-    assert config.teacher is not None
-    device = model.output_weight.device
-    teacher = load_teacher(config.teacher, tokenizer, model.config, context, device, compute)
+    """The loss for --teacher, --teacher-weight and --temperature, with the teacher, if one is given, on
+    the model's device in the type `compute`. Raises what load_teacher raises."""
+    teacher = None
+    if config.teacher is not None:
+        teacher = load_teacher(config.teacher, tokenizer, model.config, context, model.output_weight.device, compute)
     return DistillationLoss(
         model,
         teacher,

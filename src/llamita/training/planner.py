@@ -44,6 +44,7 @@ from llamita.training.defaults import (
 )
 from llamita.training.distributed import Ranks, compute_type, start_ranks
 from llamita.training.flops import flops_per_token
+from llamita.training.generations import epochs_each, generations_for
 from llamita.training.loss import SummedLoss
 from llamita.training.memory import free_bytes, is_out_of_memory, tokens_that_fit
 from llamita.training.optimizer import build_optimizer
@@ -251,11 +252,11 @@ def plan_run(
     if best.shape not in timed and has_time():  # measure the best shape itself
         measure(best.shape.hidden_size)
     best, estimates = choose_from(points)
-    tokens = plan_step_tokens(best, device, world_size)
     nearest = timed[min(timed, key=lambda shape: abs(shape.hidden_size - best.shape.hidden_size))]
-    config = dataclasses.replace(config, dtype=nearest.dtype)
+    config = apply_generations(dataclasses.replace(config, dtype=nearest.dtype), best.epochs)
+    tokens = plan_step_tokens(best, config.generations or 1, device, world_size)
     chosen = apply_step_tokens(apply_shape(config, best.shape), tokens, world_size, free, device)
-    filled = fill_defaults(regularize(chosen, best.epochs), device, world_size)
+    filled = fill_defaults(chosen, device, world_size)
     outlook = functools.partial(make_outlook, predict, minutes, best.tokens, unique_tokens)
     return Plan(filled, best, estimates, nearest, vocab_size, describe_device(device), outlook)
 
@@ -343,6 +344,14 @@ def apply_shape(config: TrainConfig, shape: Shape) -> TrainConfig:
     )
 
 
+def apply_generations(config: TrainConfig, epochs: float) -> TrainConfig:
+    """The configuration with the generations, and with the decay and the noise of each of them, for a
+    time that is enough for this many epochs of one model."""
+    is_fixed = config.generations is not None or config.teacher is not None or config.fsdp
+    generations = (config.generations or 1) if is_fixed else generations_for(epochs)
+    return regularize(dataclasses.replace(config, generations=generations), epochs_each(epochs, generations))
+
+
 def step_tokens(tokens: float, device: torch.device, world_size: int = 1, filling: float = 0.0) -> int:
     """Tokens per step for a run of this many tokens: a power of two for each GPU.
 
@@ -357,16 +366,17 @@ def step_tokens(tokens: float, device: torch.device, world_size: int = 1, fillin
     return num_gpus * min(largest, max(smallest, 1 << max(0, power)))
 
 
-def plan_step_tokens(estimate: Estimate, device: torch.device, world_size: int) -> int:
-    """Tokens per step for an estimate.
+def plan_step_tokens(estimate: Estimate, generations: int, device: torch.device, world_size: int) -> int:
+    """Tokens per step for an estimate whose tokens several generations share.
 
     On a GPU repeated tokens count less, and where the text is short, speed matters less than an
     epoch of enough steps.
     """
-    tokens, filling = estimate.tokens, 0.0
+    epochs, filling = epochs_each(estimate.epochs, generations), 0.0
+    tokens = estimate.tokens * epochs / estimate.epochs
     if device.type != "cpu":
-        tokens = effective_tokens(tokens, tokens / estimate.epochs)
-        if estimate.epochs < SHORT_TEXT_EPOCHS:
+        tokens = effective_tokens(tokens, tokens / epochs)
+        if epochs < SHORT_TEXT_EPOCHS:
             filling = FILLING_SECONDS * estimate.tokens_per_second / world_size
     return step_tokens(tokens, device, world_size, filling)
 
@@ -478,16 +488,16 @@ def resolve_plan(
         config, vocab_size=vocab_size, lengths=lengths, device=ranks.device, world_size=ranks.world_size, free=free
     )
     best = plan.best
-    tokens = plan_step_tokens(best, ranks.device, ranks.world_size)
+    tokens = plan_step_tokens(best, plan.filled.generations or 1, ranks.device, ranks.world_size)
     hidden, agreed_tokens, epochs, is_bfloat16 = ranks.broadcast_from_first(
         best.shape.hidden_size, tokens, best.epochs, plan.filled.dtype == "bfloat16"
     )
     assert plan.filled.context
-    config = dataclasses.replace(config, dtype="bfloat16" if is_bfloat16 else "float32")
+    config = apply_generations(dataclasses.replace(config, dtype="bfloat16" if is_bfloat16 else "float32"), epochs)
     shapes = candidate_shapes(config, plan.filled.context, ranks.device.type)
     shape = next(each for each in shapes if each.hidden_size == round(hidden))
     config = apply_step_tokens(apply_shape(config, shape), round(agreed_tokens), ranks.world_size, free, ranks.device)
-    return regularize(config, epochs), describe_plan(plan)[0]
+    return config, describe_plan(plan)[0]
 
 
 def _choose_dtype(
@@ -570,6 +580,7 @@ def describe_plan(plan: Plan) -> tuple[Rows, Rows]:
         ("tokens", f"{format_count(best.tokens)}: {ratio:.1f} per weight", "20 per weight (Chinchilla); fewer for "
          "small models in minutes" + extrapolated),
         ("epochs", f"{best.epochs:.2f}", "3 are worth 2.3 of new text, any number less than 3"),
+        ("generations", describe_generations(best.epochs, config.generations or 1), "1; more for little text"),
         ("tokens per step", f"{step:,}", "100,000 for medium models (llama2.c); small steps learn more on CPUs"),
         ("context", f"{config.context}", "holds three of four documents"),
         ("learning rates", f"{config.optimizer} {config.learning_rate:.3g}, embeddings {config.embedding_lr:.3g}",
@@ -594,11 +605,18 @@ def describe_plan(plan: Plan) -> tuple[Rows, Rows]:
     return chosen, weighed
 
 
+def describe_generations(epochs: float, generations: int) -> str:
+    """How many models share the epochs."""
+    if generations == 1:
+        return "1"
+    return f"{generations} of {epochs_each(epochs, generations):.1f} epochs, each taught by the best before"
+
+
 def plan_values(plan: Plan) -> dict[str, Any]:
     """A plan as JSON."""
     config = plan.filled
     names = ("layers", "hidden", "heads", "kv_heads", "ffn", "context", "micro_batch_size", "grad_accum_steps", "dtype",
-             "learning_rate", "embedding_lr", "weight_decay")  # fmt: skip
+             "learning_rate", "embedding_lr", "weight_decay", "token_noise", "generations")  # fmt: skip
     return {
         "minutes": config.minutes, "device": plan.device, "vocab_size": plan.vocab_size,
         "config": {name: getattr(config, name) for name in names},

@@ -28,6 +28,7 @@ from llamita.data.mixture import TrainingData, open_documents
 from llamita.data.replay import ReplayedData, open_replayed
 from llamita.errors import TrainingError
 from llamita.eval.bits_per_byte import bits_per_byte
+from llamita.model.generate import bounded_seed
 from llamita.model.llama import Llama
 from llamita.model_card import ModelCard, load_card
 from llamita.progress import Progress, no_progress, split_progress
@@ -37,7 +38,7 @@ from llamita.tokenizer import load_tokenizer
 from llamita.training.compile import resolve_compile
 from llamita.training.continued import MAX_FORGETTING, REPLAY_SHARE, Base, fill_from, old_stores, open_base
 from llamita.training.defaults import fill_defaults, model_config
-from llamita.training.distillation import DistillationLoss, distillation_loss
+from llamita.training.distillation import DistillationLoss, distillation_loss, load_teacher
 from llamita.training.distributed import Ranks, compute_type, reshard_all
 from llamita.training.flops import flops_per_token
 from llamita.training.loss import SummedLoss
@@ -47,6 +48,7 @@ from llamita.training.run import TrainResult, run_task
 from llamita.training.task import Evaluation, Task
 from llamita.training.weight_interpolation import MAX_TRIES, largest_share
 
+SEED_STEP = 1_000_003  # between the initial weights of two generations
 MAX_OLD_VAL_TOKENS = 1 << 16  # evaluated up to eight times: an update of little text should take a minute
 
 
@@ -73,6 +75,7 @@ class Pretraining(Task):
 
     objective: ClassVar[str] = "bpb"
     loss: SummedLoss | DistillationLoss
+    _generation = 0
 
     def __init__(self, config: TrainConfig, ranks: Ranks, say: Callable[[str], None]) -> None:
         self.ranks = ranks
@@ -103,9 +106,11 @@ class Pretraining(Task):
         self.config, self._compilation = resolve_compile(config, self.model, ranks, passes)
         compiled = self.config.compile == "on"
         compute = compute_type(config.dtype)
+        assert config.generations is not None
+        self.generations = config.generations
         self.loss = (
             SummedLoss(self.model, compute, compiled=compiled)
-            if config.teacher is None
+            if config.teacher is None and config.generations == 1
             else distillation_loss(config, self.model, self.tokenizer, self.context, compute, compiled=compiled)
         )
         self.batches = Batches(
@@ -136,14 +141,14 @@ class Pretraining(Task):
 
     def describe(self) -> list[str]:
         shape = self.model_config
-        teacher = [] if isinstance(self.loss, SummedLoss) else [self.loss.describe()]
+        teacher = "" if isinstance(self.loss, SummedLoss) else self.loss.describe()
         return [
             f"model: {format_count(shape.num_parameters)} weights, {shape.num_hidden_layers} layers of "
             f"{shape.hidden_size}, ffn {shape.intermediate_size}, {shape.num_attention_heads} heads, "
             f"{shape.num_key_value_heads} kv heads, vocabulary {shape.vocab_size}",
             f"data: {format_count(self.train_split.num_tokens)} tokens of {self.train_split.num_documents} documents, "
             f"{format_count(self.val_split.num_tokens)} held out" + self._stores_line(),
-            *teacher,
+            *([teacher] if teacher else []),
             *([self._compilation] if self._compilation else []),
         ]
 
@@ -157,15 +162,21 @@ class Pretraining(Task):
         return "; an epoch: " + ", ".join(f"{path} × {weight:g}" for path, weight in self.data.stores)
 
     def initialize(self) -> None:
-        """Initialize the weights from the seed.
+        """Initialize the weights from the seed, in each generation others.
 
         They are drawn on the CPU, to be the same on every device, and one tensor at a time, so
         that the processes of a machine do not each need memory for the whole model.
         """
-        generator = torch.Generator().manual_seed(self.config.seed)
+        generator = torch.Generator().manual_seed(bounded_seed(self.config.seed + SEED_STEP * self._generation))
         for name, parameter in self.model.named_parameters():
             fresh = self.model.fresh_weight(name, parameter.shape, generator)
             self.model.load_state_dict({name: fresh}, strict=False)  # it shards them if needed
+
+    def begin_generation(self, generation: int, teacher: Path) -> None:
+        assert isinstance(self.loss, DistillationLoss)
+        self._generation = generation
+        device, compute = self.ranks.device, self.loss.compute
+        self.loss.learn_from(load_teacher(teacher, self.tokenizer, self.model_config, self.context, device, compute))
 
     def metrics(self, nats_per_target: float) -> dict[str, float]:
         return {"bpb": nats_per_target / (math.log(2) * self.bytes_per_token)}

@@ -82,6 +82,7 @@ class Task(ABC):
     gathered: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext  # see fsdp.gathered
     val_share: float = 1.0  # of the held-out data that is evaluated; see limit_evaluation
     last_evaluations: float = 1.0  # the time of `finish` and the last evaluation, in evaluations
+    generations: int = 1  # models that are trained one after the other; see generations.py
 
     @property
     @abstractmethod
@@ -110,6 +111,12 @@ class Task(ABC):
     @abstractmethod
     def initialize(self) -> None:
         """Set the initial weights."""
+
+    def begin_generation(self, generation: int, teacher: Path) -> None:
+        """From now on train the model of a later generation with a checkpoint as its teacher; its
+        weights are set by `initialize` or `load_weights`. Tasks of one generation need not have it.
+        """
+        raise NotImplementedError
 
     def optimizer_state(self) -> TrainingState | None:
         """The state that the optimizer begins with; None: empty."""

@@ -40,6 +40,7 @@ from llamita.training.divergence import (
     learning_rate_factor,
 )
 from llamita.training.flops import peak_flops
+from llamita.training.generations import stretch_of
 from llamita.training.metrics_log import MetricsLog
 from llamita.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 from llamita.training.prefetch import StepStream
@@ -102,6 +103,7 @@ class Trainer:
             config, tokens_per_step, task.epoch_tokens, val_tokens, reserved_seconds, task.last_evaluations
         )
         self.state = TrainerState(MetricsAccumulator.empty(ranks.device))
+        self._begin_budget()
         if not resuming and not self.budget.is_timed:
             self._limit_evaluation_tokens()
         self.is_ending = False  # Decision.end was true once: it stays true until a rollback
@@ -159,6 +161,9 @@ class Trainer:
             interrupted = True
         if due.save or due.end or interrupted:
             self._save()
+        if due.end and not interrupted and self.state.generation + 1 < self.task.generations:
+            self._begin_generation()
+            return None
         if due.end or interrupted:
             self.checkpointer.wait()
             return interrupted
@@ -203,6 +208,37 @@ class Trainer:
                 f"startup took {at.seconds:.0f} s, which leaves nothing of --minutes {self.config.minutes:g} for "
                 "training; allow more minutes", style="yellow",
             )  # fmt: skip
+
+    # ---------------------------------------------------------------- generations
+
+    def _begin_generation(self) -> None:
+        """Go on with a new model, whose teacher is the best checkpoint so far."""
+        state, run = self.state, self.config.out
+        self.checkpointer.wait()
+        taught = state.progress.step if state.best is None else state.best.step
+        if self.ranks.is_first:
+            point_link(run, "teacher", step_directory(run, taught))
+        self.ranks.wait()
+        state.begin_generation()
+        self._learn_from_teacher()
+        self.task.initialize()
+        self.optimizer.clear()
+        self.is_ending = False
+        self._begin_budget()
+        number, of = state.generation + 1, self.task.generations
+        self.display.say(f"generation {number} of {of}: a new model, which learns from that of step {taught}")
+        if self.metrics is not None:
+            at = state.progress
+            line = {"kind": "generation", "step": at.step, "tokens": at.tokens, "seconds": at.seconds}
+            self.metrics.append({**line, "generation": number, "teacher_step": taught})
+        self._mark_speed()
+
+    def _learn_from_teacher(self) -> None:
+        self.task.begin_generation(self.state.generation, self.config.out / "teacher")
+
+    def _begin_budget(self) -> None:
+        stretch = stretch_of(self.state.generation, self.task.generations, is_timed=self.budget.is_timed)
+        self.budget.begin(self.state.progress, stretch)
 
     # ---------------------------------------------------------------- a step
 
@@ -254,7 +290,8 @@ class Trainer:
     def _rounded_weights(self) -> contextlib.AbstractContextManager[None]:
         """With --qat, near the end of the run: weights as the model file will hold them."""
         at = self.state.progress
-        if self.rounding is None or self.budget.midpoint(at) < ROUNDING_START:
+        is_last = self.state.generation + 1 == self.task.generations
+        if self.rounding is None or not is_last or self.budget.midpoint(at) < ROUNDING_START:
             return contextlib.nullcontext()
         return self.rounding.applied(at.step)
 
@@ -326,7 +363,7 @@ class Trainer:
         speed = self.speed.tokens_per_second(at.tokens)
         at.seconds = self._seconds()
         self.display.update(
-            min(1.0, self.budget.progress(at)),
+            min(1.0, self.budget.run_progress(at)),
             step=at.step,
             loss=loss,
             bits_per_byte=self.task.metrics(loss).get("bpb"),
@@ -535,7 +572,9 @@ class Trainer:
         assert peak is not None
         if state.progress.step == self.extended_at != state.progress.first_step:
             state.begin_schedule(state.learning_rate / peak / learning_rate_factor(state.rollbacks))
-        self.budget.begin(state.progress)
+        if state.generation > 0:
+            self._learn_from_teacher()
+        self._begin_budget()
         if state.val_share < 1.0:
             self.task.limit_evaluation(state.val_share)
         if self.state.best is not None and self.ranks.is_first:
@@ -569,6 +608,7 @@ class Trainer:
             "val": self.state.val,
             "best": None if best is None else best.objective,
             "best_step": None if best is None else best.step,
+            "generations": task.generations,
             "tokens_per_second": speed,
             "saving_seconds": self.checkpointer.stalled_seconds,  # training stood still
             "mfu": self.speed.mfu(speed),

@@ -37,6 +37,7 @@ STATE: Schema = {  # state.json
         "first_factor": _NUMBER,
         "val_share": Key("number", required=True, positive=True, maximum=1),
         "rollbacks": dataclasses.replace(_COUNT, maximum=1000),
+        "generation": Key("integer", default=0, null=False, minimum=0, maximum=1000),
         "has_learned": Key("boolean", required=True),
         "metrics_bytes": _COUNT,
     }),
@@ -98,6 +99,7 @@ class TrainerState:
     first_factor: float = 0.0  # of the peak learning rate, where the schedule begins
     val_share: float = 1.0  # of the held-out data that is evaluated, see Task.limit_evaluation
     rollbacks: int = 0
+    generation: int = 0  # see generations.py
     has_learned: bool = False  # the loss was below that of a uniform distribution once
     metrics_bytes: int = 0  # the length of metrics.jsonl
 
@@ -114,6 +116,12 @@ class TrainerState:
             self.best = Best(objective, step)
             return True
         return False
+
+    def begin_generation(self) -> None:
+        """Start the schedule of a new model here."""
+        self.generation += 1
+        self.has_learned = False
+        self.begin_schedule(0.0)
 
     def begin_schedule(self, factor: float) -> None:
         """Start a new schedule here, from this factor of the peak learning rate.

@@ -249,6 +249,14 @@ def test_a_divergence_is_marked_and_discarded_lines_are_set_apart(tmp_path: Path
     assert 'class="note"' in page and ">diverged</text>" in page
 
 
+def test_generations_are_marked(tmp_path: Path) -> None:
+    begun = {"kind": "generation", "step": 20, "tokens": 2000, "seconds": 2.0, "generation": 2, "teacher_step": 10}
+    run = make_run(tmp_path / "run", [train_line(10), eval_line(10), train_line(20), begun, train_line(30)])
+    assert [line["teacher_step"] for line in read_history(run).generations] == [10]
+    page = page_of(run)
+    assert "It trained 2 of" in page and 'class="note"' in page and ">generation 2</text>" in page
+
+
 def test_a_summary_older_than_a_resumption_is_ignored(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", summary={**SUMMARY, "steps": 30})
     assert read_history(run).summary == {}
@@ -270,6 +278,8 @@ def test_a_report_is_summary_and_page(tmp_path: Path) -> None:
         ("summary.json", "nonsense", r"summary\.json: not valid JSON"),
         ("metrics.jsonl", '{"kind": "train", "step": 1}\nnonsense\n', r"metrics\.jsonl: line 2: not valid JSON"),
         ("metrics.jsonl", '{"kind": "train"}\n', r"metrics\.jsonl: line 1: step is missing"),
+        ("metrics.jsonl", '{"kind": "rollback", "step": 1}\n', r"metrics\.jsonl: line 1: to_step is missing"),
+        ("metrics.jsonl", '{"kind": "generation", "step": 1}\n', r"metrics\.jsonl: line 1: generation is missing"),
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, file: str, text: str, message: str) -> None:

@@ -89,7 +89,7 @@ def test_steps_grow_with_the_run() -> None:
 
 def gpu_step(tokens: float, unique_tokens: float, speed: float, world_size: int = 1) -> int:
     estimate = Estimate(SHAPES[0], 10**6, speed, tokens, tokens / unique_tokens, 1.0)
-    return plan_step_tokens(estimate, CUDA, world_size)
+    return plan_step_tokens(estimate, 1, CUDA, world_size)
 
 
 def test_steps_on_gpus_keep_them_busy_unless_the_text_is_short() -> None:
