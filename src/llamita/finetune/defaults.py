@@ -11,8 +11,10 @@ from llamita.errors import ConfigError
 from llamita.finetune.base_model import BaseModel
 from llamita.finetune.linear_4bit import WEIGHT_BYTES
 from llamita.finetune.lora import LINEAR_LAYERS, lora_specs
+from llamita.training.cpu_dtype import MIN_TIMED_FLOPS, faster_dtype
 from llamita.training.defaults import TOKENS_PER_PASS, default_dtype
 from llamita.training.distributed import Ranks, compute_type
+from llamita.training.flops import flops_per_token
 from llamita.training.memory import free_bytes, scores_per_token, token_bytes, tokens_that_fit
 from llamita.training.optimizer import beta2_for
 
@@ -81,14 +83,14 @@ def fill_defaults(
         tokens = min(tokens, fitting_tokens(free, base.config, dataclasses.replace(config, dtype=dtype), scores))
     tokens = min(tokens, epoch_tokens // (MIN_STEPS_PER_EPOCH * ranks.world_size))
     rows = config.micro_batch_size or max(1, tokens // row_tokens)
-    if dtype == "bfloat16" and on_cpu:
-        raise ConfigError("finetune: --dtype bfloat16 needs a GPU; CPUs compute in float32")
     if config.rank is not None and config.rank > base.config.hidden_size:
         raise ConfigError(
             f"finetune: --rank: expected at most {base.config.hidden_size}, the width of {base.directory}, found "
             f"{config.rank}; a higher rank would not be smaller than the weights"
         )
     tokens_per_step = rows * row_tokens * config.grad_accum_steps * ranks.world_size
+    if config.dtype == "auto" and on_cpu and _is_long(config, base, context, tokens_per_step, epoch_tokens):
+        dtype = faster_dtype(ranks)
     return dataclasses.replace(
         config,
         context=context,
@@ -98,3 +100,9 @@ def fill_defaults(
         learning_rate=config.learning_rate or learning_rate_for(base.config.hidden_size, config.lora),
         beta2=beta2_for(tokens_per_step) if config.beta2 is None else config.beta2,
     )
+
+
+def _is_long(config: FinetuneConfig, base: BaseModel, context: int, tokens_per_step: int, epoch_tokens: int) -> bool:
+    """Whether a run is long enough to choose its type, as in `llamita train`; with --minutes always."""
+    tokens = (config.epochs or 0.0) * epoch_tokens + (config.steps or 0) * tokens_per_step
+    return config.minutes is not None or tokens * flops_per_token(base.config, context) >= MIN_TIMED_FLOPS

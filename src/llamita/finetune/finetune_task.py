@@ -115,7 +115,7 @@ class FinetuneTask(Task):
             in_4bit = [f"frozen weights: {num_bytes / 1e6:,.0f} MB, the layers' matrices in 4 bits (NF4)"]
         return [
             f"base: {self.base.directory}: {format_count(shape.num_parameters)} weights, {shape.num_hidden_layers} "
-            f"layers of {shape.hidden_size}, vocabulary {shape.vocab_size}; {what}",
+            f"layers of {shape.hidden_size}, vocabulary {shape.vocab_size}; {what}, in {self.config.dtype}",
             *in_4bit,
             *self.teacher_lines,
             *self._describe_data(),

@@ -54,7 +54,12 @@ def inherited_dtype(config: TrainConfig, earlier: str | None, ranks: Ranks) -> L
     faster in it. With --minutes the planner times steps in both."""
     if config.dtype != "auto" or config.minutes is not None or ranks.device.type != "cpu" or earlier != "bfloat16":
         return config.dtype
-    (speedup,) = ranks.min(1.0 if _is_special(config) else product_speedup())
+    return "float32" if _is_special(config) else faster_dtype(ranks)
+
+
+def faster_dtype(ranks: Ranks) -> Dtype:
+    """The type in which the CPUs of all processes multiply faster."""
+    (speedup,) = ranks.min(product_speedup())
     return "bfloat16" if speedup >= MIN_PRODUCT_SPEEDUP else "float32"
 
 

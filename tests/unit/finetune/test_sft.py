@@ -66,6 +66,17 @@ def test_training_all_weights_and_end_tokens(plain_base: Path, questions: Path, 
     assert summary["objective"] == "loss" and summary["best"] == min(line["loss"] for line in lines)
 
 
+@pytest.mark.parametrize("lora", [False, True])
+def test_bfloat16_on_a_cpu_learns_the_same(chat_base: Path, questions: Path, tmp_path: Path, lora: bool) -> None:
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        run = tmp_path / dtype
+        finetune(make_config(chat_base, questions, run, steps=20, learning_rate=3e-3, lora=lora, dtype=dtype))
+        found[dtype] = [line["loss"] for line in evaluations(run)]
+    assert found["float32"][-1] < found["float32"][0] - 0.3
+    assert found["bfloat16"] == pytest.approx(found["float32"], rel=0.05) and found["bfloat16"] != found["float32"]
+
+
 def test_minutes_bound_evaluations_and_samples(
     chat_base: Path,
     questions: Path,
@@ -190,7 +201,6 @@ def test_training_on_a_token_store(
         ({"chat_template": "llama3"}, TokenizerError, "cannot use chat template llama3"),
         ({"chat_template": "nothing"}, ChatError, "expected one of .*chatml.*or the path of a Jinja template"),
         ({"columns": ("frage", "answer")}, SourceError, r"questions\.jsonl:1: it has no 'frage'"),
-        ({"dtype": "bfloat16"}, ConfigError, "--dtype bfloat16 needs a GPU"),
         ({"context": 999}, ConfigError, "--context: expected at most 128, the context of .*, found 999"),
         ({"lora": True, "rank": 65}, ConfigError, "--rank: expected at most 64, the width of .*, found 65"),
     ],
