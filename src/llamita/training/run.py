@@ -3,6 +3,7 @@
 A run directory:
     RUN/step-NNNNNNNN/   checkpoints (Hugging Face folders or adapters) that a link points at
     RUN/latest, best     links: the last checkpoint, and the best one on held-out data
+    RUN/teacher          a link to the checkpoint that teaches a later generation
     RUN/run.json         the configuration with all defaults filled in, and a fingerprint of the data
     RUN/metrics.jsonl    a line every --log-interval steps, and one per evaluation
     RUN/report.html      all of it as a page, updated at each evaluation
