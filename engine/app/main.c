@@ -32,12 +32,23 @@ void begin_text(app *a, const char *prompt, size_t num_bytes) {
     a->start = system_seconds();
 }
 
+/* Fails if there is no folder for this file: its name may be misspelled. */
+static void check_folder(const char *file) {
+    const size_t length = system_folder_length(file);
+    char *folder = calloc(length + 1, 1);
+    if (!folder) fail("out of memory: %zu bytes for a name", length + 1);
+    memcpy(folder, file, length);
+    if (length > 0 && !system_path_exists(folder)) fail("cannot write %s: there is no folder %s", file, folder);
+    free(folder);
+}
+
 /* Replaces the session's tokens by those of --prompt-cache, if there is such a file. */
 static void load_prompt_cache(const app *a, const options *o) {
     llamita_error error;
-    if (o->prompt_cache && !*o->prompt_cache) fail("--prompt-cache: expected a file, found an empty name");
-    if (o->prompt_cache && system_path_exists(o->prompt_cache))
-        check(llamita_session_load(a->session, o->prompt_cache, &error), &error);
+    if (!o->prompt_cache) return;
+    if (!*o->prompt_cache) fail("--prompt-cache: expected a file, found an empty name");
+    if (!system_path_exists(o->prompt_cache)) check_folder(o->prompt_cache);
+    else check(llamita_session_load(a->session, o->prompt_cache, &error), &error);
 }
 
 /* Writes --prompt-cache, when the session holds the first prompt and no more, unless three quarters of

@@ -47,6 +47,9 @@ FILE *system_open_file(const char *path);
  * Opens nothing: that would block at a pipe. */
 bool system_path_exists(const char *path);
 
+/* The bytes of a path that name its folder, with the separator; 0 if there are none. */
+size_t system_folder_length(const char *path);
+
 /* Reads a line of stdin with its line end into *line, which grows and which the caller frees.
  * Returns its length, or -1 at the end of stdin, after an error and after Ctrl-C. */
 ptrdiff_t system_read_line(char **line, size_t *capacity);

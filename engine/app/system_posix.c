@@ -77,6 +77,11 @@ bool system_path_exists(const char *path) {
     return lstat(path, &status) == 0 || errno != ENOENT;
 }
 
+size_t system_folder_length(const char *path) {
+    const char *last = strrchr(path, '/');
+    return last ? (size_t)(last - path) + 1 : 0;
+}
+
 ptrdiff_t system_read_line(char **line, size_t *capacity) { return getline(line, capacity, stdin); }
 
 double system_seconds(void) {

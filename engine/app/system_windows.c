@@ -176,6 +176,13 @@ bool system_path_exists(const char *path) {
     return exists;
 }
 
+size_t system_folder_length(const char *path) {
+    size_t length = 0;
+    for (size_t i = 0; path[i]; i++)
+        if (strchr("/\\:", path[i])) length = i + 1;
+    return length;
+}
+
 ptrdiff_t system_read_line(char **line, size_t *capacity) {
     if (system_is_terminal(stdin)) return read_console_line(line, capacity);
     size_t length = 0;

@@ -140,7 +140,8 @@ def test_where_it_cannot_be_written(run: Callable[..., Any], tmp_path: Path) -> 
     done = run("-i", PROMPT, "--prompt-cache", "")
     assert done.returncode == 2 and b"expected a file" in done.stderr
     done = run("-i", PROMPT, "--prompt-cache", tmp_path / "no" / "folder")
-    assert done.returncode == 2 and b"No such file or directory" in done.stderr
+    assert done.returncode == 2 and b"cannot write" in done.stderr and b"there is no folder" in done.stderr
+    assert done.stdout == b"" and b"tok/s" not in done.stderr, "it is said before the prompt is computed"
 
 
 def test_only_for_one_text(tiny: Any, tmp_path: Path) -> None:

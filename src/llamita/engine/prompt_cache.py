@@ -8,13 +8,21 @@ from pathlib import Path
 
 import numpy as np
 
+from llamita.atomic import check_parent
 from llamita.engine.session import Session
 
 
 def load_prompt_cache(session: Session, path: str | os.PathLike[str] | None) -> None:
-    """Replace the session's tokens by those of the file, if there is one. Raises EngineError."""
-    if path is not None and os.path.lexists(path):
+    """Replace the session's tokens by those of the file, if there is one.
+
+    Raises EngineError, and OutputError if there is no folder for it.
+    """
+    if path is None:
+        return
+    if os.path.lexists(path):
         session.load(path)
+    else:
+        check_parent(Path(path))
 
 
 def keep_common_ids(session: Session, ids: Sequence[int]) -> int:
