@@ -21,6 +21,7 @@ import torch
 
 from llamita.atomic import atomic_file, atomic_write_bytes
 from llamita.checkpoint import (
+    LINKS,
     STEP_NAME,
     copy_tokenizer,
     load_config,
@@ -183,7 +184,7 @@ def _check_settings(
 def model_name(checkpoint: Path) -> str:
     """The name of the folder, or of the run whose step it is. (A path may be private.)"""
     folder = Path(os.path.abspath(checkpoint))
-    is_step = STEP_NAME.fullmatch(folder.name) or folder.name in ("best", "latest")
+    is_step = STEP_NAME.fullmatch(folder.name) or folder.name in LINKS
     return (folder.parent.name if is_step else folder.name) or "model"
 
 

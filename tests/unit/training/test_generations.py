@@ -253,3 +253,13 @@ def test_what_several_generations_exclude(story_store: Path, tmp_path: Path) -> 
     train(make_config(story_store, run, steps=3))
     with pytest.raises(TrainingError, match="found several generations"):
         run_outlook(read_history(run))
+
+
+def test_a_finished_run_is_trained_longer_in_its_last_generation(story_store: Path, tmp_path: Path) -> None:
+    config = make_config(story_store, tmp_path / "run")
+    train(config)
+    taught = (tmp_path / "run" / "teacher").readlink()
+    result = train(dataclasses.replace(config, steps=16, resume=True))
+    assert result.summary["steps"] == 16 and (tmp_path / "run" / "teacher").readlink() == taught
+    begun = [line["step"] for line in read_metrics(tmp_path / "run") if line["kind"] == "generation"]
+    assert begun == [4, 8]
