@@ -8,7 +8,8 @@ model answers the first --count of them at temperature 0, in at most --max-new-t
 
 - F1 of the words (harmonic mean of precision and recall, as SQuAD scores answers, arXiv 1606.05250,
   but no word is left out), the mean over all answers, of the reference cut to as many words;
-- the same against the answer to the next question: what a model gets that knows only the form;
+- the same against the answer to another question, half of the list away: what a model gets that
+  knows only the form;
 - with --terms, of the references that name exactly one of them: the share of answers that name the
   same one and no other. "majority" is the share of the commonest term: what always saying it gets.
 """
@@ -57,7 +58,8 @@ def named_terms(text: str, terms: Sequence[str]) -> set[str]:
 
 def score(answers: Sequence[str], references: Sequence[str], terms: Sequence[str]) -> Scores:
     """Scores of one model's answers."""
-    others = [*references[1:], references[0]]
+    far = (len(references) + 1) // 2  # neighbors in a file are often alike
+    others = [*references[far:], *references[:far]]
     single = [
         (answer, names)
         for answer, reference in zip(answers, references, strict=True)
@@ -100,7 +102,7 @@ def ask_all(path: Path, questions: Sequence[str], flags: argparse.Namespace) -> 
 def table(found: dict[str, Scores]) -> str:
     """A Markdown table with a line per model."""
     asked = next(iter(found.values())).asked
-    columns = ["model", "F1 of words", "with the next question's answer"]
+    columns = ["model", "F1 of words", "with another question's answer"]
     columns += [f"right of {asked} terms", "majority"] if asked else []
     lines = ["| " + " | ".join(columns) + " |", "|---|" + "--:|" * (len(columns) - 1)]
     for name, each in found.items():

@@ -38,9 +38,10 @@ def test_terms_count_where_the_reference_names_one() -> None:
     assert (found.asked, found.named, found.majority) == (3, pytest.approx(1 / 3), pytest.approx(2 / 3))
 
 
-def test_the_next_questions_answer_is_the_baseline() -> None:
-    found = score(["one", "two", "three"], ["one", "two", "three"], [])
+def test_the_answer_half_of_the_list_away_is_the_baseline() -> None:
+    found = score(["a", "b", "c", "d"], ["a", "b", "c", "d"], [])
     assert found == Scores(1.0, 0.0, 0, 0.0, 0.0)
+    assert score(["c", "d", "a", "b"], ["a", "b", "c", "d"], []).f1_of_others == 1.0
     assert "terms" not in table({"model": found})
 
 
