@@ -31,7 +31,8 @@ MAX_FORGETTING = 0.5  # percent
 
 # Options of the run that hold for what follows unless others are given.
 INHERITED = (
-    "context", "optimizer", "dropout", "weight_decay", "beta1", "beta2", "grad_clip", "grad_accum_steps",
+    "context", "optimizer", "dropout", "weight_decay", "token_noise", "beta1", "beta2", "grad_clip",
+    "grad_accum_steps",
 )  # fmt: skip
 FINGERPRINT_TENSOR = "model.norm.weight"  # small, and any training changes it
 

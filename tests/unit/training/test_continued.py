@@ -106,6 +106,18 @@ def test_it_goes_on_where_the_run_ended_and_says_what_changed(
         assert shown in (run / "best" / "README.md").read_text()
 
 
+def test_the_old_text_keeps_its_noise(made: Folders, tmp_path: Path) -> None:
+    """It is read many times more: without noise the model would learn it by heart."""
+    base, run = tmp_path / "base", tmp_path / "run"
+    shutil.copytree(made.run, base, symlinks=True)
+    description = recorded(base)
+    description["config"]["token_noise"] = 0.17
+    (base / "run.json").write_text(json.dumps(description))
+    command = ["train", str(made.new), "--from", str(base), "--replay-data", str(made.old), "--out", str(run)]
+    assert main([*command, "--steps", "2", "--threads", "1", "--device", "cpu"]) == 0
+    assert recorded(run)["config"]["token_noise"] == 0.17
+
+
 def test_the_optimizer_goes_on_where_it_was(made: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its state is the run's, if the optimizer is the same and the state is there."""
     begun: list[dict[str, Any]] = []
