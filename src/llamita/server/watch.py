@@ -15,7 +15,7 @@ from typing import Final
 from llamita.errors import SourceError
 
 POLL_SECONDS: Final = 1.0
-_LINKS: Final = ("best", "latest")  # of a run directory, as in checkpoint.py
+_LINKS: Final = ("best", "latest")  # of a run directory: what it is served from
 
 FileState = tuple[tuple[str, int, int, int], ...]
 

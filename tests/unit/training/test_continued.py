@@ -26,9 +26,9 @@ from llamita.training.continued import MAX_FORGETTING, PEAK_SHARE, REPLAY_SHARE 
 from llamita.training.optimizer import optimizer_tensors  # noqa: E402
 from llamita.training.pretraining import ContinuedPretraining, train  # noqa: E402
 from llamita.training.trainer import Trainer  # noqa: E402
+from tests.unit.training.conftest import untimed  # noqa: E402
 
 NEW = [f"Number {i} met number {i + 1} and said hello to it." for i in range(900)]
-TIMINGS = ("seconds", "evaluation_seconds", "tokens_per_second", "mfu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +61,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 def continued(made: Folders, out: Path, **changes: Any) -> TrainConfig:
     values = {"data": made.new, "from_": made.run, "steps": 12, "log_interval": 5, "eval_interval": 6}
     return TrainConfig(out=out, device="cpu", threads=1, **(values | changes))
-
-
-def untimed(run: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in read_metrics(run)]
 
 
 def evaluations(run: Path) -> list[dict[str, Any]]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +28,7 @@ from llamita.training.planner import apply_generations  # noqa: E402
 from llamita.training.pretraining import SEED_STEP, train  # noqa: E402
 from llamita.training.trainer import Trainer  # noqa: E402
 from llamita.training.weight_rounding import WeightRounding  # noqa: E402
-
-TIMINGS = ("seconds", "evaluation_seconds", "tokens_per_second", "mfu")
+from tests.unit.training.conftest import stop_at, untimed  # noqa: E402
 
 
 def make_config(store: Path, out: Path, **changes: Any) -> TrainConfig:
@@ -40,10 +37,6 @@ def make_config(store: Path, out: Path, **changes: Any) -> TrainConfig:
         "steps": 12, "generations": 3, "log_interval": 1, "eval_interval": 2, "device": "cpu", "threads": 1,
     }  # fmt: skip
     return TrainConfig(data=store, out=out, **(values | changes))
-
-
-def untimed(run: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in read_metrics(run)]
 
 
 def fake_scores(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> None:
@@ -143,25 +136,13 @@ def test_an_interrupted_run_continues_bit_for_bit(
     train(config)
     for stop in stops:
         with monkeypatch.context() as patched:
-            _stop_at(patched, stop)
+            stop_at(patched, stop)
             config = dataclasses.replace(config, out=tmp_path / "parts", resume=stop != stops[0])
             assert train(config).interrupted
     assert not train(dataclasses.replace(config, resume=True)).interrupted
     assert untimed(tmp_path / "parts") == untimed(tmp_path / "whole")
     whole, parts = ((tmp_path / name / "latest" / "model.safetensors").read_bytes() for name in ("whole", "parts"))
     assert whole == parts
-
-
-def _stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Send this process a signal in the middle of the given step."""
-    real = Trainer._step
-
-    def step_and_signal(self: Trainer) -> None:
-        if self.state.progress.step == step:
-            os.kill(os.getpid(), signal.SIGINT)
-        real(self)
-
-    monkeypatch.setattr(Trainer, "_step", step_and_signal)
 
 
 def test_a_generation_that_stops_learning_makes_room_for_the_next(

@@ -36,8 +36,7 @@ from llamita.training.prefetch import StepStream  # noqa: E402
 from llamita.training.pretraining import train  # noqa: E402
 from llamita.training.run import explain_out_of_memory, run_task  # noqa: E402
 from llamita.training.trainer import Trainer  # noqa: E402
-
-TIMINGS = ("seconds", "evaluation_seconds", "tokens_per_second", "mfu")
+from tests.unit.training.conftest import stop_at, untimed  # noqa: E402
 
 
 def make_config(store: Path, out: Path, **changes: Any) -> TrainConfig:
@@ -47,10 +46,6 @@ def make_config(store: Path, out: Path, **changes: Any) -> TrainConfig:
         "log_interval": 5, "eval_interval": 6, "device": "cpu", "threads": 1,
     }  # fmt: skip
     return TrainConfig(data=store, out=out, **(values | changes))
-
-
-def untimed(run: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in read_metrics(run)]
 
 
 def weights(run: Path) -> bytes:
@@ -260,18 +255,6 @@ def test_minutes_are_kept_when_generating_is_slow(
     monkeypatch.setattr(task_module, "generate", slowly(task_module.generate))
     result = train(make_config(story_store, tmp_path / "run", steps=None, minutes=0.2, eval_interval=None))
     assert result.summary["seconds"] < 18.0 and result.summary["steps"] > 1
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals = signal.SIGINT) -> None:
-    """Send this process a signal in the middle of the given step."""
-    real = Trainer._step
-
-    def step_and_signal(self: Trainer) -> None:
-        if self.state.progress.step == step:
-            os.kill(os.getpid(), number)
-        real(self)
-
-    monkeypatch.setattr(Trainer, "_step", step_and_signal)
 
 
 @pytest.mark.parametrize(
