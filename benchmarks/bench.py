@@ -441,7 +441,9 @@ def main() -> int:
         return 0 if arguments.list else 2
     with_llama_cpp = has_llama_cpp() and not arguments.no_llama_cpp
     # `make compat` builds llama.cpp for AVX2.
-    kernels = arguments.kernels or ("avx2" if with_llama_cpp and engine.kernels() in ("avxvnni", "avx512") else None)
+    kernels = arguments.kernels or (
+        "avx2" if with_llama_cpp and engine.kernels() in ("avxvnni", "avx512", "amx") else None
+    )
     bench = Bench(arguments.models, arguments.threads, kernels, with_llama_cpp=with_llama_cpp)
     num_results, start = 0, time.monotonic()
     try:

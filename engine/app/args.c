@@ -113,7 +113,7 @@ static const flag FLAGS[] = {
     {0, "prompt-cache", "FILE", FLAG_TEXT, FIELD(prompt_cache), 0, 0,
      "keep the computed prompt in this file, and do not compute again what a prompt shares with it (none)"},
     {0, "kernels", "NAME", FLAG_TEXT, FIELD(kernels), 0, 0,
-     "CPU kernels: auto, scalar, avx2, avxvnni, avx512, neon, dotprod or i8mm (auto)"},
+     "CPU kernels: auto, scalar, avx2, avxvnni, avx512, amx, neon, dotprod or i8mm (auto)"},
 };
 enum { NUM_FLAGS = sizeof FLAGS / sizeof *FLAGS };
 

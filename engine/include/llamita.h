@@ -68,7 +68,7 @@ typedef struct {
 /* "0.1.0". Static. */
 LLAMITA_API const char *llamita_version(void);
 
-/* The kernels that "auto" selects on this processor: "avx512", "avxvnni", "avx2", "i8mm"
+/* The kernels that "auto" selects on this processor: "amx", "avx512", "avxvnni", "avx2", "i8mm"
  * (ARM), "dotprod", "neon", "relaxed" (WebAssembly), "simd128" or "scalar". Static. */
 LLAMITA_API const char *llamita_kernels(void);
 
@@ -78,7 +78,7 @@ typedef struct {
     const char *tokenizer_path; /* a llama2.c tokenizer.bin, or a GGUF file to take the tokenizer
                                    from. NULL: the one in the model file. llama2.c files have
                                    none: without a path, only ids work. */
-    const char *kernels;        /* "auto", "scalar", "avx2", "avxvnni", "avx512", "neon",
+    const char *kernels;        /* "auto", "scalar", "avx2", "avxvnni", "avx512", "amx", "neon",
                                    "dotprod" (NEON with dot products) or "i8mm" (and with products
                                    of 8-bit matrices); in WebAssembly "simd128" or "relaxed",
                                    whichever was compiled. NULL: auto. It is an error to ask for

@@ -27,6 +27,11 @@ TARGETS = {
     "kernels_avx2.c": ("__x86_64__", "avx2,fma,f16c", ""),
     "kernels_avxvnni.c": ("__x86_64__", "avx2,fma,f16c,avxvnni", "LLAMITA_HAS_AVXVNNI"),
     "kernels_avx512.c": ("__x86_64__", "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", ""),
+    "kernels_amx.c": (
+        "__x86_64__",
+        "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,amx-int8",
+        "LLAMITA_HAS_AMX",
+    ),
     "quantize_avx2.c": ("__x86_64__", "avx2,f16c", ""),
     "kernels_dotprod.c": ("__aarch64__", "dotprod", "LLAMITA_HAS_DOTPROD"),
     "kernels_i8mm.c": ("__aarch64__", "dotprod,i8mm", "LLAMITA_HAS_I8MM"),
@@ -73,6 +78,9 @@ PROLOGUE = """\
 
 #if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
 #define LLAMITA_HAS_AVXVNNI
+#if defined(__linux__)
+#define LLAMITA_HAS_AMX
+#endif
 #endif
 #if defined(__aarch64__) && (!defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_DOTPROD))
 #define LLAMITA_HAS_DOTPROD

@@ -111,8 +111,8 @@ static double relative_difference(const float *found, const double *expected, si
     return sqrt(difference / whole);
 }
 
-static const char *const all_kernels[] = {"scalar",  "avx2", "avxvnni", "avx512", "neon",
-                                          "dotprod", "i8mm", "simd128", "relaxed"};
+static const char *const all_kernels[] = {"scalar", "avx2",    "avxvnni", "avx512",  "amx",
+                                          "neon",   "dotprod", "i8mm",    "simd128", "relaxed"};
 enum { NUM_KERNELS = sizeof all_kernels / sizeof *all_kernels };
 
 /* Checks the engine with each of these kernels that this processor has: the root mean square of the difference over

@@ -3,8 +3,13 @@
 #include "random_model.h"
 
 #include "kernels/float_math.h"
+#include "platform/platform.h"
 
-static const kernels *tables[6];
+#if defined(HAS_AMX_MODEL)
+extern const kernels kernels_amx_model; /* amx_model.c */
+#endif
+
+static const kernels *tables[7];
 static int num_tables;
 
 /* The exact sum of products, and the sum of their magnitudes, which bounds the rounding error. */
@@ -102,8 +107,8 @@ static void test_matmul(void) {
                 else
                     for (int i = 0; i < 2; i++) check_matmul(all_types[t], num_rows, num_columns, 256 << i);
     for (int t = 0; t < NUM_TYPES; t++)
-        for (int64_t num_columns = 9; num_columns <= 40; num_columns += num_columns < 15 ? 1 : 25)
-            check_matmul(all_types[t], 37, num_columns, 256);
+        for (int64_t num_columns = 9; num_columns <= 40; num_columns += num_columns < 18 ? 1 : 11)
+            check_matmul(all_types[t], 37, num_columns, t % 2 == 0 ? 256 : 768);
 }
 
 /* Blocks that overflow 16 bits in careless kernels: the largest codes with the largest values. The
@@ -439,10 +444,14 @@ static void test_select(void) {
 }
 
 int main(void) {
-    static const char *const others[] = {"avx2", "avxvnni", "avx512", "neon", "dotprod", "i8mm", "simd128", "relaxed"};
+    static const char *const others[] = {"avx2",    "avxvnni", "avx512",  "amx",    "neon",
+                                         "dotprod", "i8mm",    "simd128", "relaxed"};
     tables[num_tables++] = &kernels_scalar;
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
         if (kernels_select(others[i]) != NULL) tables[num_tables++] = kernels_select(others[i]);
+#if defined(HAS_AMX_MODEL)
+    if (platform_has_avx512()) tables[num_tables++] = &kernels_amx_model;
+#endif
     test_select();
     test_halves();
     test_extreme_halves();

@@ -415,6 +415,8 @@ static void test_processor(void) {
     bool avx512 = avx2;
     for (size_t i = 0; i < sizeof sets / sizeof *sets; i++) avx512 = avx512 && system_lists(line, sets[i]);
     CHECK(platform_has_avx512() == avx512, "AVX-512: %d, the system says %d", platform_has_avx512(), avx512);
+    if (!system_lists(line, "amx_tile") || !system_lists(line, "amx_int8"))
+        CHECK(!platform_request_amx(), "AMX is found where the system lists none");
 }
 #else
 static void test_processor(void) {}

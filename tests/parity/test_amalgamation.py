@@ -94,7 +94,7 @@ def test_compiled_without_options(compiler: str, two_files: Path, story_of_run: 
             assert subprocess.run([two_files / "embed", PACKAGED_MODEL], stdout=full, timeout=60).returncode == 1
     compile(two_files, compiler, "-O2", ROOT / "engine" / "tests" / "print_logits.c", *libraries, "-o", "print_logits")
     subprocess.run(["cmake", "--build", engine_build, "--target", "print_logits"], check=True, capture_output=True)
-    for kernels in ("auto", "scalar", "avx2", "avxvnni", "avx512", "neon", "dotprod", "i8mm"):
+    for kernels in ("auto", "scalar", "avx2", "avxvnni", "avx512", "amx", "neon", "dotprod", "i8mm"):
         words = (PACKAGED_MODEL, kernels, 2, 0, 1, 50, 70, 90, 110, 130)
         here, there = run(engine_build / "print_logits", *words), run(two_files / "print_logits", *words)
         assert (here.returncode, here.stdout, here.stderr) == (there.returncode, there.stdout, there.stderr), kernels

@@ -81,7 +81,7 @@ static llamita_status select_kernels(llamita_model *model, const char *path, con
     if (!model->kernels) {
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
                          "cannot open model %s: kernels: expected auto, scalar or, where the processor supports "
-                         "them, avx2, avxvnni, avx512, neon, dotprod, i8mm, simd128 or relaxed; found %s",
+                         "them, avx2, avxvnni, avx512, amx, neon, dotprod, i8mm, simd128 or relaxed; found %s",
                          error_path(path), name ? name : "none");
     }
     const char *selected = kernels_name(model->kernels);

@@ -76,6 +76,7 @@ extern const kernels kernels_scalar; /* plain C for any processor: the reference
 extern const kernels kernels_avx2;    /* AVX2, FMA, F16C */
 extern const kernels kernels_avxvnni; /* plus AVX-VNNI; needs LLAMITA_HAS_AVXVNNI */
 extern const kernels kernels_avx512;  /* AVX-512 F, BW, DQ, VL and VNNI */
+extern const kernels kernels_amx;     /* plus AMX int8; needs LLAMITA_HAS_AMX */
 #elif defined(__aarch64__)
 extern const kernels kernels_neon;    /* any AArch64 processor */
 extern const kernels kernels_dotprod; /* plus dot products; needs LLAMITA_HAS_DOTPROD */

@@ -1,4 +1,4 @@
-/* kernels_avx2.h: the functions that the tables kernels_avx2 and kernels_avxvnni share. */
+/* kernels_avx2.h: the functions that the tables of x86-64 share. */
 #ifndef LLAMITA_KERNELS_AVX2_H
 #define LLAMITA_KERNELS_AVX2_H
 

@@ -1,7 +1,8 @@
 /* kernels_avx512.c: the kernels for x86-64 processors with AVX-512 and its VNNI (Intel servers
  * since 2019, AMD since 2022). A vector is two panels side by side. Only products of
- * matrices are here; the other kernels are AVX2's, whose sums have eight lanes in a fixed order. */
-#include "kernels/kernels_avx2.h"
+ * matrices are here; the other kernels are AVX2's, whose sums have eight lanes in a fixed order.
+ * kernels_amx.c builds on this file. */
+#include "kernels/kernels_avx512.h"
 
 #include "kernels/inline.h"
 
@@ -108,36 +109,44 @@ INLINE void multiply_quad(products *sum, quad code, quads block, const int q, co
 #define OWN_FLOAT_MATMUL
 #include "kernels/tiles.h"
 
+#if !defined(KERNELS_AMX)
 /* One column waits for memory, which wider vectors read 8 % slower. */
-static void matmul_f32(const matmul_job *job) {
+void avx512_matmul_f32(const matmul_job *job) {
     if (job->num_columns == 1) avx2_matmul_f32(job);
     else float_matmul(job, PANEL_F32);
 }
 
-static void matmul_f16(const matmul_job *job) {
+void avx512_matmul_f16(const matmul_job *job) {
     if (job->num_columns == 1) avx2_matmul_f16(job);
     else float_matmul(job, PANEL_F16);
 }
 
-static void matmul_bf16(const matmul_job *job) {
+void avx512_matmul_bf16(const matmul_job *job) {
     if (job->num_columns == 1) avx2_matmul_bf16(job);
     else float_matmul(job, PANEL_BF16);
 }
 
-static void matmul_i8(const matmul_job *job) {
+void avx512_matmul_i8(const matmul_job *job) {
     if (job->num_columns == 1) avx2_matmul_i8(job);
     else float_matmul(job, PANEL_I8);
 }
+#endif
 
-const kernels kernels_avx512 = {
-    .name = "avx512",
-    .matmul = {matmul_f32, matmul_f16, matmul_bf16, matmul_i8, matmul_q8_0, matmul_q4_0, matmul_q4_1, matmul_q5_1,
-               matmul_q4_k, matmul_q5_k, matmul_q6_k},
-    .quantize = avx2_quantize,
-    .to_halves = avx2_to_halves,
-    .sum_of_squares = avx2_sum_of_squares,
-    .maximum = avx2_maximum,
-    .exp_and_sum = avx2_exp_and_sum,
-    .swiglu = avx2_swiglu,
-};
+/* The table of the file that is compiled, with its own functions for quantized matrices. */
+#define AVX512_KERNELS(its_name)                                                                            \
+    {                                                                                                       \
+        .name = its_name,                                                                                   \
+        .matmul = {avx512_matmul_f32, avx512_matmul_f16, avx512_matmul_bf16, avx512_matmul_i8, matmul_q8_0, \
+                   matmul_q4_0, matmul_q4_1, matmul_q5_1, matmul_q4_k, matmul_q5_k, matmul_q6_k},           \
+        .quantize = avx2_quantize,                                                                          \
+        .to_halves = avx2_to_halves,                                                                        \
+        .sum_of_squares = avx2_sum_of_squares,                                                              \
+        .maximum = avx2_maximum,                                                                            \
+        .exp_and_sum = avx2_exp_and_sum,                                                                    \
+        .swiglu = avx2_swiglu,                                                                              \
+    }
+
+#if !defined(KERNELS_AMX)
+const kernels kernels_avx512 = AVX512_KERNELS("avx512");
+#endif
 #endif

@@ -5,12 +5,15 @@
 
 #include "platform/platform.h"
 
-#define MAX_TABLES 4 /* AVX-512, AVX-VNNI, AVX2, scalar: as many as find_tables can fill */
+#define MAX_TABLES 5 /* AMX, AVX-512, AVX-VNNI, AVX2, scalar: as many as find_tables can fill */
 
 /* Fills tables with those that this processor can run, fastest first; returns the count. */
 static int find_tables(const kernels *tables[MAX_TABLES]) {
     int count = 0;
 #if defined(__x86_64__)
+#if defined(LLAMITA_HAS_AMX)
+    if (platform_has_avx512() && platform_request_amx()) tables[count++] = &kernels_amx;
+#endif
     if (platform_has_avx512()) tables[count++] = &kernels_avx512;
 #if defined(LLAMITA_HAS_AVXVNNI)
     if (platform_has_avxvnni()) tables[count++] = &kernels_avxvnni;

@@ -151,6 +151,9 @@ bool platform_leave_processors(const int *taken, int num_taken);
 bool platform_has_avx2(void);
 bool platform_has_avxvnni(void);
 bool platform_has_avx512(void); /* F, BW, DQ, VL and VNNI */
+/* True if the processor has AMX tiles and their int8 products, and Linux lets this process use them.
+ * Asks it for that, which lasts until the process ends. */
+bool platform_request_amx(void);
 bool platform_has_arm_dot_product(void);
 bool platform_has_arm_i8mm(void); /* products of 8-bit matrices */
 

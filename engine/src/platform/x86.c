@@ -4,11 +4,15 @@
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 static bool has_bit(unsigned word, int bit) { return (word >> bit & 1) != 0; }
 
 /* True if the system saves these registers (bits of XCR0) when it switches threads. */
-enum { YMM_STATE = 0x06, ZMM_STATE = 0xe6 };
+enum { YMM_STATE = 0x06, ZMM_STATE = 0xe6, TILE_STATE = 0x60000 };
 static bool saves_registers(unsigned state) {
     unsigned low, high;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
@@ -35,8 +39,22 @@ bool platform_has_avx512(void) {
     if (!platform_has_avx2() || !saves_registers(ZMM_STATE) || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
     return has_bit(b, F) && has_bit(b, DQ) && has_bit(b, BW) && has_bit(b, VL) && has_bit(c, VNNI);
 }
+
+#if defined(__x86_64__) && defined(__linux__)
+/* Linux gives tiles only to processes that ask (since 5.16): Documentation/arch/x86/xstate.rst. */
+bool platform_request_amx(void) {
+    unsigned a, b, c, d;
+    enum { AMX_TILE = 24, AMX_INT8 = 25, ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILE_DATA = 18 };
+    if (!platform_has_avx2() || !saves_registers(TILE_STATE) || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    return has_bit(d, AMX_TILE) && has_bit(d, AMX_INT8) &&
+           syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA) == 0;
+}
+#else
+bool platform_request_amx(void) { return false; }
+#endif
 #else
 bool platform_has_avx2(void) { return false; }
 bool platform_has_avxvnni(void) { return false; }
 bool platform_has_avx512(void) { return false; }
+bool platform_request_amx(void) { return false; }
 #endif

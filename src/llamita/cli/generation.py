@@ -23,8 +23,8 @@ class LoadOptions:
     adapter: Annotated[tuple[str, ...], Option("FILE[:SCALE]", repeated=True)] = ()
     """GGUF adapter (LoRA) to apply; give it several times to add several."""
     kernels: Annotated[str, Option("NAME", group="engine")] = "auto"
-    """Compute kernels: auto, scalar, avx2, avxvnni, avx512, or on ARM neon, dotprod, i8mm. Default:
-    the fastest."""
+    """Compute kernels: auto, scalar, avx2, avxvnni, avx512, amx, or on ARM neon, dotprod, i8mm.
+    Default: the fastest."""
 
 
 DEFAULT_LOAD = LoadOptions()

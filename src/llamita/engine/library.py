@@ -574,7 +574,7 @@ def version() -> str:
 
 
 def kernels() -> str:
-    """The kernels chosen on this machine: "avx512", "avxvnni", "avx2", "i8mm" (ARM), "dotprod",
+    """The kernels chosen on this machine: "amx", "avx512", "avxvnni", "avx2", "i8mm" (ARM), "dotprod",
     "neon" or "scalar"."""
     return str(load_library().llamita_kernels().decode())
 

@@ -166,7 +166,7 @@ def load(
     """Open a model file; without a path, the story model that comes with the package.
 
     tokenizer: a llama2.c tokenizer.bin (llama2.c models need one), or a GGUF to take it from.
-    kernels: "auto" (also None), "scalar", "avx2", "avxvnni", "avx512", "neon", "dotprod", "i8mm".
+    kernels: "auto" (also None), "scalar", "avx2", "avxvnni", "avx512", "amx", "neon", "dotprod", "i8mm".
     pre: a value for tokenizer.ggml.pre of a GGUF that lacks it, such as "llama-bpe".
     pack_later: for the fastest first token: the first pass reads the weights from the file, which
     must not change until the second one has packed them.

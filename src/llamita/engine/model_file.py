@@ -47,7 +47,7 @@ class ModelFile(Owned):
         """Open a GGUF or llama2.c file, recognized by its content.
 
         tokenizer: a llama2.c tokenizer.bin, or a GGUF to take the tokenizer from; None: the file's.
-        kernels: "auto" (also None), "scalar", "avx2", "avxvnni", "avx512", "neon", "dotprod", "i8mm".
+        kernels: "auto" (also None), "scalar", "avx2", "avxvnni", "avx512", "amx", "neon", "dotprod", "i8mm".
         pre: how a byte-level tokenizer splits text, a value for tokenizer.ggml.pre of a GGUF that
         lacks it, such as "llama-bpe"; None: the file's.
         pack_later: for the fastest first token: the first pass reads the weights from the file, which
