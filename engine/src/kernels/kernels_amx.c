@@ -63,11 +63,11 @@ static void unpack_chunk(const matmul_job *job, int64_t vector, int64_t first, i
 
 /* ------------------------------------------------------------------ tiles */
 
-/* A chunk of a vector's blocks, and the columns that are multiplied by it. */
+/* Columns, and a chunk of a vector's blocks to multiply them by. */
 typedef struct {
     const unpacked_block *blocks;
     int64_t first, num_blocks, vector, column, num_columns;
-    float scale[CHUNK][TILE_COLUMNS], sum[CHUNK][TILE_COLUMNS]; /* activation_block.scale, .scaled_sum */
+    const activation_block *columns[TILE_COLUMNS]; /* of this chunk; past the last column, that again */
 } tile;
 
 /* Tile 0 is the sums [columns][VECTOR_ROWS], tile 1 the activations [columns][BLOCK_LENGTH], tile 2
@@ -94,43 +94,34 @@ INLINE void sum_tile(const activation_block *columns, size_t column_bytes, const
 
 INLINE integers integers_at(const int32_t *at) { return _mm512_loadu_si512(at); }
 
-/* Sums go on where the chunk before ended. */
-static void load_sums(const matmul_job *job, const tile *t, float (*sums)[VECTOR_ROWS]) {
-    const int64_t row = t->vector * VECTOR_ROWS, left = job->num_rows - row;
-    const size_t num = (size_t)(left < VECTOR_ROWS ? left : VECTOR_ROWS);
-    for (int64_t c = 0; c < t->num_columns; c++)
-        memcpy(sums[c], job->out + (size_t)(t->column + c) * job->out_stride + (size_t)row, num * sizeof(float));
-}
-
-static void store_sums(const matmul_job *job, const tile *t, float (*sums)[VECTOR_ROWS]) {
-    for (int64_t c = 0; c < t->num_columns; c++) store_rows(job, t->vector, t->column + c, _mm512_load_ps(sums[c]));
-}
-
 /* Adds a chunk to the outputs of its columns, at most max_columns. Of the formats, PANEL_Q8_0 stands
  * for all that have only scales. */
 INLINE void add_chunk(const matmul_job *job, const tile *t, const int max_columns, const panel_format format) {
-    const activation_block *values = (const activation_block *)column_at(job, t->column) + t->first;
-    _Alignas(64) int32_t whole[TILE_COLUMNS][VECTOR_ROWS] = {{0}}, second[TILE_COLUMNS][VECTOR_ROWS] = {{0}};
-    _Alignas(64) float stored[TILE_COLUMNS][VECTOR_ROWS] = {{0}};
+    const int64_t row = t->vector * VECTOR_ROWS, left = job->num_rows - row;
+    const __mmask16 rows = (__mmask16)(left >= VECTOR_ROWS ? 0xffff : (1u << left) - 1);
+    float *out = job->out + (size_t)t->column * job->out_stride + (size_t)row;
+    _Alignas(64) int32_t whole[TILE_COLUMNS][VECTOR_ROWS], second[TILE_COLUMNS][VECTOR_ROWS];
     floats sums[TILE_COLUMNS];
-    if (t->first > 0) load_sums(job, t, stored);
-    UNROLL for (int c = 0; c < max_columns; c++) sums[c] = _mm512_load_ps(stored[c]);
+    UNROLL for (int c = 0; c < max_columns; c++) /* those of the chunk before; first, zeros */
+        sums[c] =
+            _mm512_maskz_loadu_ps(t->first > 0 && c < t->num_columns ? rows : 0, out + (size_t)c * job->out_stride);
     for (int64_t b = 0; b < t->num_blocks; b++) {
         const unpacked_block *block = t->blocks + b;
         const floats scale = _mm512_loadu_ps(block->scale), minimum = _mm512_loadu_ps(block->minimum);
-        sum_tile(values + b, job->column_bytes, block->code[0], whole);
-        if (format == PANEL_Q6_K) sum_tile(values + b, job->column_bytes, block->code[1], second);
+        sum_tile(t->columns[0] + b, job->column_bytes, block->code[0], whole);
+        if (format == PANEL_Q6_K) sum_tile(t->columns[0] + b, job->column_bytes, block->code[1], second);
         UNROLL for (int c = 0; c < max_columns; c++) {
+            const activation_block *values = t->columns[c] + b;
             integers sum = integers_at(whole[c]);
             if (format == PANEL_Q6_K)
                 sum = add_integers(multiply_integers(sum, integers_at(block->scale_of_half[0])),
                                    multiply_integers(integers_at(second[c]), integers_at(block->scale_of_half[1])));
-            sums[c] = multiply_add(to_floats(sum), multiply(scale, all_floats(t->scale[b][c])), sums[c]);
-            if (has_minimum(format)) sums[c] = multiply_add(minimum, all_floats(t->sum[b][c]), sums[c]);
+            sums[c] = multiply_add(to_floats(sum), multiply(scale, all_floats(values->scale)), sums[c]);
+            if (has_minimum(format)) sums[c] = multiply_add(minimum, all_floats(values->scaled_sum), sums[c]);
         }
     }
-    UNROLL for (int c = 0; c < max_columns; c++) _mm512_store_ps(stored[c], sums[c]);
-    store_sums(job, t, stored);
+    UNROLL for (int c = 0; c < max_columns; c++)
+        _mm512_mask_storeu_ps(out + (size_t)c * job->out_stride, c < t->num_columns ? rows : 0, sums[c]);
 }
 
 static void add_scaled(const matmul_job *job, const tile *t, bool half) {
@@ -146,16 +137,6 @@ static void add_scaled_with_minimum(const matmul_job *job, const tile *t, bool h
 static void add_scaled_halves(const matmul_job *job, const tile *t, bool half) {
     (void)half;
     add_chunk(job, t, TILE_COLUMNS, PANEL_Q6_K);
-}
-
-static void load_factors(const matmul_job *job, tile *t) {
-    for (int64_t c = 0; c < t->num_columns; c++) {
-        const activation_block *blocks = (const activation_block *)column_at(job, t->column + c) + t->first;
-        for (int64_t b = 0; b < t->num_blocks; b++) {
-            t->scale[b][c] = blocks[b].scale;
-            t->sum[b][c] = blocks[b].scaled_sum;
-        }
-    }
 }
 
 /* Vectors past the end are repetitions that are not stored. Tiles of columns are nearly equal, and
@@ -182,7 +163,10 @@ static void tile_matmul(const matmul_job *job, panel_format format,
             for (int64_t i = 0; i < num_tiles; i++) {
                 t.column = i * num_columns / num_tiles;
                 t.num_columns = (i + 1) * num_columns / num_tiles - t.column;
-                load_factors(job, &t);
+                for (int64_t c = 0; c < TILE_COLUMNS; c++) {
+                    const int64_t column = t.column + (c < t.num_columns ? c : t.num_columns - 1);
+                    t.columns[c] = (const activation_block *)column_at(job, column) + t.first;
+                }
                 for (int v = 0; v < VECTORS && vector + v < num_vectors; v++) {
                     t.vector = vector + v;
                     t.blocks = blocks[v];
