@@ -97,11 +97,13 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """filled: the complete configuration; best: the chosen estimate; estimates: all of them; timing:
-    of the timed shape that is nearest to the best; make_outlook: see outlook."""
+    """filled: the complete configuration; best: the chosen estimate; step_tokens: about how many
+    tokens a step has; estimates: all of them; timing: of the timed shape that is nearest to the best;
+    make_outlook: see outlook."""
 
     filled: TrainConfig
     best: Estimate
+    step_tokens: int
     estimates: tuple[Estimate, ...]
     timing: Timing
     vocab_size: int
@@ -258,7 +260,7 @@ def plan_run(
     chosen = apply_step_tokens(apply_shape(config, best.shape), tokens, world_size, free, device)
     filled = fill_defaults(chosen, device, world_size)
     outlook = functools.partial(make_outlook, predict, minutes, best.tokens, unique_tokens)
-    return Plan(filled, best, estimates, nearest, vocab_size, describe_device(device), outlook)
+    return Plan(filled, best, tokens, estimates, nearest, vocab_size, describe_device(device), outlook)
 
 
 def describe_device(device: torch.device) -> str:
@@ -488,15 +490,14 @@ def resolve_plan(
         config, vocab_size=vocab_size, lengths=lengths, device=ranks.device, world_size=ranks.world_size, free=free
     )
     best = plan.best
-    tokens = plan_step_tokens(best, plan.filled.generations or 1, ranks.device, ranks.world_size)
-    hidden, agreed_tokens, epochs, is_bfloat16 = ranks.broadcast_from_first(
-        best.shape.hidden_size, tokens, best.epochs, plan.filled.dtype == "bfloat16"
+    hidden, tokens, epochs, is_bfloat16 = ranks.broadcast_from_first(
+        best.shape.hidden_size, plan.step_tokens, best.epochs, plan.filled.dtype == "bfloat16"
     )
     assert plan.filled.context
     config = apply_generations(dataclasses.replace(config, dtype="bfloat16" if is_bfloat16 else "float32"), epochs)
     shapes = candidate_shapes(config, plan.filled.context, ranks.device.type)
     shape = next(each for each in shapes if each.hidden_size == round(hidden))
-    config = apply_step_tokens(apply_shape(config, shape), round(agreed_tokens), ranks.world_size, free, ranks.device)
+    config = apply_step_tokens(apply_shape(config, shape), round(tokens), ranks.world_size, free, ranks.device)
     return config, describe_plan(plan)[0]
 
 
