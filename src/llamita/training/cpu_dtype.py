@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from llamita.config import TrainConfig
+from llamita.config import RunConfig, TrainConfig
 from llamita.training.defaults import resolve_dtype
 from llamita.training.distributed import Ranks
 
@@ -36,6 +36,12 @@ def product_speedup() -> float:
             seconds.append(time.perf_counter() - start)
     in_float32, in_bfloat16 = (statistics.median(seconds[1:]) for seconds in times)  # the first one warms up
     return in_float32 / in_bfloat16
+
+
+def is_worth_timing(config: RunConfig, flops_per_token: float, tokens_per_step: int, epoch_tokens: int) -> bool:
+    """Whether a run is long enough to choose its type by measuring; with --minutes always."""
+    tokens = (config.epochs or 0.0) * epoch_tokens + (config.steps or 0) * tokens_per_step
+    return config.minutes is not None or tokens * flops_per_token >= MIN_TIMED_FLOPS
 
 
 def candidate_dtypes(config: TrainConfig, device: torch.device) -> tuple[Dtype, ...]:

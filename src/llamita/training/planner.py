@@ -29,9 +29,9 @@ from llamita.training.budget import MIN_CLOSING_SECONDS
 from llamita.training.cpu_dtype import (
     LOSSES_AGREE,
     MIN_STEP_SPEEDUP,
-    MIN_TIMED_FLOPS,
     Dtype,
     candidate_dtypes,
+    is_worth_timing,
     product_speedup,
 )
 from llamita.training.defaults import (
@@ -505,7 +505,12 @@ def _choose_dtype(
     config: TrainConfig, vocab_size: int, epoch_tokens: int, ranks: Ranks, say: Callable[[str], None]
 ) -> TrainConfig:
     """The configuration of a shape that the user chose, with --dtype resolved."""
-    dtypes = candidate_dtypes(config, ranks.device) if _is_worth_timing(config, vocab_size, epoch_tokens, ranks) else ()
+    filled = fill_defaults(config, ranks.device, ranks.world_size, epoch_tokens=epoch_tokens)
+    assert filled.context and filled.micro_batch_size
+    model = model_shape(filled_shape(filled), vocab_size, untied=not filled.tie_embeddings)
+    tokens_per_step = filled.micro_batch_size * filled.context * filled.grad_accum_steps * ranks.world_size
+    is_long = is_worth_timing(filled, flops_per_token(model, filled.context), tokens_per_step, epoch_tokens)
+    dtypes = candidate_dtypes(config, ranks.device) if is_long else ()
     timing = Timing(0.0, "float32")
     if len(dtypes) > 1:
         timing = time_dtypes(config, dtypes, vocab_size, ranks.device, ranks.world_size, PROBE_SECONDS[0])
@@ -515,19 +520,6 @@ def _choose_dtype(
         fixed = "" if config.steps is None and config.epochs is None else "; --dtype float32 makes runs repeatable"
         say(f"dtype: {describe_timing(timing)}{agree}{fixed}")
     return dataclasses.replace(config, dtype="bfloat16") if is_bfloat16 else resolve_dtype(config, ranks.device)
-
-
-def _is_worth_timing(config: TrainConfig, vocab_size: int, epoch_tokens: int, ranks: Ranks) -> bool:
-    """Whether a run is long enough to choose its type; with --minutes always."""
-    filled = fill_defaults(config, ranks.device, ranks.world_size, epoch_tokens=epoch_tokens)
-    if filled.minutes is not None:
-        return True
-    assert filled.context and filled.micro_batch_size
-    tokens = (filled.epochs or 0.0) * epoch_tokens
-    if filled.steps is not None:
-        tokens = filled.steps * filled.micro_batch_size * filled.context * filled.grad_accum_steps * ranks.world_size
-    model = model_shape(filled_shape(filled), vocab_size, untied=not filled.tie_embeddings)
-    return tokens * flops_per_token(model, filled.context) >= MIN_TIMED_FLOPS
 
 
 def filled_shape(config: TrainConfig) -> Shape:

@@ -136,7 +136,7 @@ def test_runs_counted_in_steps_or_epochs_are_timed_if_they_are_long(
 def test_a_resumed_run_keeps_its_type(
     bfloat16_from: list[int], story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planner, "MIN_TIMED_FLOPS", 0.0)
+    monkeypatch.setattr(cpu_dtype, "MIN_TIMED_FLOPS", 0.0)
     shape = {"layers": 1, "hidden": 32, "heads": 2, "context": 32, "micro_batch_size": 1, "threads": 1}
     config = TrainConfig(data=story_store, out=tmp_path / "run", steps=2, **shape)
     train(config)
