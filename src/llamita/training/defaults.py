@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from llamita.config import PRESETS, ModelConfig, TrainConfig
+from llamita.config import DEFAULT_MINUTES, PRESETS, ModelConfig, TrainConfig
 from llamita.errors import ConfigError, TrainingError
 from llamita.tokenizer import Tokenizer
 from llamita.training.memory import scores_per_token, split_rows, token_bytes, tokens_that_fit
@@ -20,7 +20,6 @@ from llamita.training.optimizer import (
     small_step_scale,
 )
 
-DEFAULT_MINUTES = 10.0
 MIN_DECAY, MAX_DECAY, DECAY_EPOCHS = 0.1, 1.0, 30.0  # weight decay; DECAY_EPOCHS epochs add 1
 FREE_EPOCHS, NOISE_EPOCHS, MAX_NOISE = 4.0, 40.0, 0.2  # token noise; NOISE_EPOCHS epochs after the free ones add 1
 TOKENS_PER_PASS = {"cpu": 2048, "cuda": 65536, "mps": 8192}  # on a GPU: its tokens of a step
