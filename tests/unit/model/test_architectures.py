@@ -32,6 +32,7 @@ from llamita.training.activation_checkpointing import checkpoint_activations
 from llamita.training.fused_cpu import can_fuse
 from llamita.training.loss import SummedLoss
 from llamita.training.optimizer import build_optimizer
+from tests.rope_scalings import LLAMA3
 
 MakeCheckpoint = Callable[..., Path]
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -252,11 +253,7 @@ def test_what_other_formats_cannot_express(make_checkpoint: MakeCheckpoint, tmp_
         export(odd, tmp_path / "odd.gguf", "f32")
     with pytest.raises(FormatError, match=r"llama2.c's .bin: architecture: .* assume llama, the model has smollm3"):
         export(odd, tmp_path / "odd.bin")
-    scaling = {
-        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 32,
-    }  # fmt: skip
-    scaled = make_checkpoint(tmp_path / "scaled", **ARCHITECTURES["qwen3"], rope_scaling=scaling)
+    scaled = make_checkpoint(tmp_path / "scaled", **ARCHITECTURES["qwen3"], rope_scaling=LLAMA3)
     with pytest.raises(FormatError, match="rope_scaling: expected none, linear or yarn for qwen3, found llama3"):
         export(scaled, tmp_path / "scaled.gguf", "f32")
 
