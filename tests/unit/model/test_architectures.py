@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from llamita.checkpoint import load_config, load_model, load_tensors
-from llamita.config import ModelConfig, TrainConfig
+from llamita.config import TrainConfig
 from llamita.convert.export import export
 from llamita.convert.import_model import import_model
 from llamita.convert.inspect import inspect
@@ -33,6 +33,7 @@ from llamita.training.fused_cpu import can_fuse
 from llamita.training.loss import SummedLoss
 from llamita.training.optimizer import build_optimizer
 from tests.rope_scalings import LLAMA3
+from tests.unit.model.conftest import make_config
 
 MakeCheckpoint = Callable[..., Path]
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -40,14 +41,6 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3": {"architecture": "qwen3", "use_qk_norm": True, "head_dim": 32},
     "smollm3": {"architecture": "smollm3", "no_rope_layers": (3,), "num_hidden_layers": 5},
 }
-
-
-def make_config(**changes: Any) -> ModelConfig:
-    values = {
-        "vocab_size": 61, "hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 40,
-    }  # fmt: skip
-    return ModelConfig(**(values | changes))
 
 
 def make_model(**changes: Any) -> Llama:
