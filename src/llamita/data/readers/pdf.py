@@ -369,7 +369,7 @@ def _drop_edges(pages: list[Page]) -> None:
             edges.append((number, row, key))
             places[key].add(number)
     dropped: set[int] = set()
-    for _, row, (text, place) in edges:
+    for number, row, (text, place) in edges:
         on = set().union(*(places.get((text, place + shift), set()) for shift in (-1, 0, 1)))
         repeats = len(on) >= 3 or (len(on) == 2 and len(pages) <= 4)
         is_number = _PAGE_NUMBER.fullmatch(row.text) and (
@@ -480,12 +480,12 @@ def _write_column(rows: list[Row], page: Page, body: float, writer: _Writer) -> 
             start, is_first = end, False
             continue
         end = start + 1
-        text = _plain(rows[start])
+        text = rows[start].text
         while end < len(rows) and not tables[end] and (end < notes) == (start < notes):
             ends = _break(rows[end - 1], rows[end], edge[end - 1], pitch)
             if ends == "block":
                 break
-            text = f"{text}\n{_plain(rows[end])}" if ends == "line" else writer.join(text, _plain(rows[end]))
+            text = f"{text}\n{rows[end].text}" if ends == "line" else writer.join(text, rows[end].text)
             end += 1
         if start >= notes:
             writer.note(text)
@@ -493,10 +493,6 @@ def _write_column(rows: list[Row], page: Page, body: float, writer: _Writer) -> 
             is_full = rows[end - 1].right > edge[end - 1] - 6 * rows[end - 1].size
             writer.block(text, rows[start].size, joins=is_first, goes_on=is_full and end in (notes, len(rows)))
         start, is_first = end, False
-
-
-def _plain(row: Row) -> str:
-    return row.text
 
 
 def _cells(row: Row) -> list[str]:
