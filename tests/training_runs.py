@@ -1,4 +1,4 @@
-"""What tests that train share: the lines of a run without its times, a signal in the middle of a step."""
+"""What tests that train share: a run's metrics without times, a signal in the middle of a step."""
 
 from __future__ import annotations
 

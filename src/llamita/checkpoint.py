@@ -89,8 +89,8 @@ def save_checkpoint(
 def write_tokenizer_and_training(
     folder: Path, tokenizer: Path | Callable[[Path], None] | None, training: TrainingState | None
 ) -> None:
-    """Write what stands beside the weights of a checkpoint or an adapter. tokenizer, training: as in
-    `save_checkpoint`."""
+    """Write what stands beside the weights of a checkpoint or an adapter. tokenizer, training: as
+    in `save_checkpoint`."""
     if isinstance(tokenizer, Path):
         copy_tokenizer(tokenizer, folder)
     elif tokenizer is not None:

@@ -17,8 +17,8 @@ from llamita.cli import main
 def run_both(
     request: pytest.FixtureRequest, engine_build: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> Callable[..., Any]:
-    """run_both(model, *words): a TinyModel in `llamita run`, and in another test in the program; its returncode, and
-    bytes of stdout and stderr."""
+    """run_both(model, *words): runs a TinyModel in `llamita run` or, in a second test, in the
+    program. Returns an object with returncode, and stdout and stderr in bytes."""
 
     def run(model: Any, *words: object) -> Any:
         options = [str(model.path), "-z", str(model.tokenizer), *map(str, words)]

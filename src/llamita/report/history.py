@@ -109,7 +109,7 @@ def _number(line: Mapping[str, Any], key: str) -> float | None:
 
 
 def is_positive(value: object) -> TypeGuard[float]:
-    """Whether it is a number that a metric of a run can have. Other people's files may hold anything."""
+    """Whether a metric of a run can have this value. Other people's files may hold anything."""
     return is_number(value) and 1e-15 < value < 1e18
 
 

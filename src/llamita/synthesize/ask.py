@@ -186,8 +186,8 @@ def ask_all(
 
 
 def _unanswered_attempt(body: Mapping[str, Any], attempt: int, cache: AnswerCache) -> int | None:
-    """The first attempt, from `attempt` on, without an answer in the cache; None if an answer before
-    it is usable, or if no attempt is left."""
+    """The first attempt, from `attempt` on, without an answer in the cache; None if an answer
+    before it is usable, or if no attempt is left."""
     for each in range(attempt, ATTEMPTS):
         answer = cache.find(request_key(body, each))
         if answer is None:

@@ -93,8 +93,8 @@ class Budget:
         return affordable_evaluations(self.stretch.of_run * self.minutes * 60 / max(seconds, 1e-3))
 
     def _lengths(self, at: Progress) -> tuple[float, float, float]:
-        """How much of the schedule is done, how long it is, and how long the next step is: in seconds
-        with --minutes, else in steps, else in tokens."""
+        """How much of the schedule is done, how long it is, and how long the next step is: in
+        seconds with --minutes, else in steps, else in tokens."""
         share = self.stretch.of_rest
         if self.minutes is not None:
             length = share * (self.training_seconds - at.first_second)

@@ -67,6 +67,6 @@ def faster_dtype(ranks: Ranks) -> Dtype:
 
 
 def _is_open(config: TrainConfig, device: torch.device) -> bool:
-    """Whether the speed of a CPU decides the type: of a whole model, as the fused passes in bfloat16
-    need it."""
+    """Whether the speed of a CPU decides the type: of a whole model, because the fused passes in
+    bfloat16 need one."""
     return config.dtype == "auto" and device.type == "cpu" and not (config.fsdp or config.activation_checkpointing)

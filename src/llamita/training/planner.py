@@ -97,8 +97,8 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """filled: the complete configuration; best: the chosen estimate; step_tokens: about how many
-    tokens a step has; estimates: all of them; timing: of the timed shape that is nearest to the best;
+    """filled: the complete configuration; best: the chosen estimate; step_tokens: tokens of a step,
+    about; estimates: all of them; timing: of the timed shape that is nearest to the best;
     make_outlook: see outlook."""
 
     filled: TrainConfig
@@ -237,7 +237,7 @@ def plan_run(
 
 
 class _Ladder:
-    """The shapes to choose from, and the timings of some, from which the speeds of all are estimated."""
+    """The shapes to choose from, and timings of some, from which the speeds of all follow."""
 
     def __init__(self, shapes: list[Shape], vocab_size: int, *, untied: bool) -> None:
         self.shapes, self.vocab_size, self.untied = shapes, vocab_size, untied

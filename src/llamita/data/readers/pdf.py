@@ -184,8 +184,8 @@ def _spans(page: Any, pdfium: Any) -> list[Span]:
 
 
 class _SpanBuilder:
-    """Joins characters to spans. right, size: of the open span; is_broken: a line ended after its last
-    character."""
+    """Joins characters to spans. right, size: of the open span; is_broken: a line ended after its
+    last character."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
