@@ -25,6 +25,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from markdown_table import markdown_table
+
 from llamita import Chat, load
 from llamita.errors import LlamitaError
 from llamita.eval.sample_metrics import split_words
@@ -104,12 +106,12 @@ def table(found: dict[str, Scores]) -> str:
     asked = next(iter(found.values())).asked
     columns = ["model", "F1 of words", "with another question's answer"]
     columns += [f"right of {asked} terms", "majority"] if asked else []
-    lines = ["| " + " | ".join(columns) + " |", "|---|" + "--:|" * (len(columns) - 1)]
+    rows = []
     for name, each in found.items():
         cells = [name, f"{each.f1:.3f}", f"{each.f1_of_others:.3f}"]
         cells += [f"{100 * each.named:.0f} %", f"{100 * each.majority:.0f} %"] if asked else []
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown_table(columns, rows)
 
 
 def main(argv: list[str] | None = None) -> int:

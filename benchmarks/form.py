@@ -15,6 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from markdown_table import markdown_table
+
 from llamita.batch_generate import SampleOptions, generate_batch
 from llamita.data.documents import read_documents
 from llamita.errors import LlamitaError
@@ -29,9 +31,9 @@ def match_shares(texts: Sequence[str], patterns: Sequence[re.Pattern[str]]) -> l
     return [sum(column) / max(1, len(texts)) for column in columns]
 
 
-def table_row(name: str, texts: Sequence[str], patterns: Sequence[re.Pattern[str]], ended: float | None) -> str:
+def table_row(name: str, texts: Sequence[str], patterns: Sequence[re.Pattern[str]], ended: float | None) -> list[str]:
     shares = [f"{100 * share:.0f} %" for share in match_shares(texts, patterns)]
-    return "| " + " | ".join([name, f"{len(texts)}", *shares, "" if ended is None else f"{100 * ended:.0f} %"]) + " |"
+    return [name, f"{len(texts)}", *shares, "" if ended is None else f"{100 * ended:.0f} %"]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,23 +54,22 @@ def main(argv: list[str] | None = None) -> int:
         print(f"--pattern: not a regular expression: {error}", file=sys.stderr)
         return 1
     head = ["", "texts", *(f"`{pattern}`" for pattern in flags.pattern), "all", "ended"]
-    lines, shown = ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)], []
     sampling = SamplingParams(temperature=flags.temperature, top_p=flags.top_p, seed=0)
     options = SampleOptions(flags.samples, (flags.prompt,), flags.max_new_tokens, sampling)
     try:
         corpus = [document.text for document in read_documents((flags.corpus,))]
-        lines.append(table_row("corpus", corpus, patterns, None))
+        rows, shown = [table_row("corpus", corpus, patterns, None)], []
         for path in flags.models:
             with opened_in_engine(path) as model:
                 samples = generate_batch(model, options)
             texts = [flags.prompt + sample.text.decode("utf-8", "replace") for sample in samples]
             ended = sum(sample.ended for sample in samples) / len(samples)
-            lines.append(table_row(path.name, texts, patterns, ended))
+            rows.append(table_row(path.name, texts, patterns, ended))
             shown.append(f"\n{path.name}:\n" + "".join(f"\n```text\n{text}\n```\n" for text in texts[: flags.shown]))
     except LlamitaError as error:
         print(error, file=sys.stderr)
         return 1
-    print("\n".join(lines) + "\n" + "".join(shown), end="")
+    print(markdown_table(head, rows) + "\n" + "".join(shown), end="")
     return 0
 
 

@@ -24,6 +24,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from markdown_table import markdown_table
 from measure import BenchmarkError, append_rows, results_path
 from time_to_quality import run_ours
 
@@ -120,29 +121,29 @@ def measure(path: Path, name: str, store: Path, flags: argparse.Namespace) -> Me
 
 def table(corpus: Counts, models: Sequence[Measured]) -> str:
     """A Markdown table: the corpus and one line per model, then their medians."""
-    lines = [
-        f"| percent of poems | texts | all {LENGTHS[0]} or {LENGTHS[1]} | … and {COUNTS[0]} or {COUNTS[1]} half-lines "
-        "| without notes | … and 4 or 8 | empty | broken | cut off | bits per byte |",
-        "|---|" + "--:|" * 9,
-        _table_row("corpus", corpus, "", ""),
-    ]
-    lines += [_table_row(each.name, each.counts, str(each.cut_off), f"{each.bits_per_byte:.4f}") for each in models]
+    head = [
+        "percent of poems", "texts", f"all {LENGTHS[0]} or {LENGTHS[1]}",
+        f"… and {COUNTS[0]} or {COUNTS[1]} half-lines", "without notes", "… and 4 or 8", "empty", "broken", "cut off",
+        "bits per byte",
+    ]  # fmt: skip
+    rows = [_table_row("corpus", corpus, "", "")]
+    rows += [_table_row(each.name, each.counts, str(each.cut_off), f"{each.bits_per_byte:.4f}") for each in models]
     if len(models) > 1:
         columns = zip(*(_shares(each.counts) for each in models), strict=True)
         cells = [f"{statistics.median(column):.1f}" for column in columns]
         bits = statistics.median(each.bits_per_byte for each in models)
-        lines.append("| " + " | ".join(["median", "", *cells, "", "", "", f"{bits:.4f}"]) + " |")
-    return "\n".join(lines) + "\n"
+        rows.append(["median", "", *cells, "", "", "", f"{bits:.4f}"])
+    return markdown_table(head, rows) + "\n"
 
 
 def _shares(counts: Counts) -> tuple[float, ...]:
     return (*counts.as_is.shares(), *counts.without_notes.shares())
 
 
-def _table_row(name: str, counts: Counts, cut_off: str, bits: str) -> str:
+def _table_row(name: str, counts: Counts, cut_off: str, bits: str) -> list[str]:
     shares = [f"{share:.1f}" for share in _shares(counts)]
-    cells = [name, f"{counts.texts:,}", *shares, str(counts.texts - counts.as_is.poems), str(counts.broken)]
-    return "| " + " | ".join([*cells, cut_off, bits]) + " |"
+    empty = counts.texts - counts.as_is.poems
+    return [name, f"{counts.texts:,}", *shares, str(empty), str(counts.broken), cut_off, bits]
 
 
 def page(corpus: Counts, models: Sequence[Measured], flags: argparse.Namespace) -> str:

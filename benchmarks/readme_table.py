@@ -17,6 +17,8 @@ import re
 import sys
 from pathlib import Path
 
+from markdown_table import markdown_table
+
 RESULTS = Path(__file__).with_name("results")
 RECORD = RESULTS / "x86_64-2cores.csv"
 QUALITY = RESULTS / "quality.json"
@@ -25,11 +27,9 @@ MARKED = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", re.DOTAL
 
 
 def quality_table(path: Path = QUALITY) -> str:
-    lines = ["| trainer | minutes | cores | weights | bits per byte |", "|---|--:|--:|--:|--:|"]
-    for entry in json.loads(path.read_text(encoding="utf-8")):
-        columns = (entry[key] for key in ("trainer", "minutes", "cores", "weights", "bits_per_byte"))
-        lines.append(f"| {' | '.join(columns)} |")
-    return "\n".join(lines)
+    keys = ("trainer", "minutes", "cores", "weights", "bits_per_byte")
+    rows = ([entry[key] for key in keys] for entry in json.loads(path.read_text(encoding="utf-8")))
+    return markdown_table([key.replace("_", " ") for key in keys], rows)
 
 
 def speed_table(path: Path = RECORD) -> str:
@@ -37,18 +37,15 @@ def speed_table(path: Path = RECORD) -> str:
     with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["peer"].startswith("llama.cpp") and row["unit"] == "tok/s"]
     latest = {row["what"].split(",")[0]: row for row in rows}
-    lines = [
-        "| model | decode | llama.cpp | ratio | prompt | llama.cpp | ratio |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
+    lines = []
     for model in MODELS:
         cells = [model]
         for kind in ("decode", "prompt"):
             row = latest.get(f"{kind} {model}")
             numbers = [tokens(row["ours"]), tokens(row["peer_value"])] if row else ["", ""]
             cells += [*numbers, f"{float(row['ratio']):.1f}" if row else ""]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table(["model", "decode", "llama.cpp", "ratio", "prompt", "llama.cpp", "ratio"], lines)
 
 
 def tokens(value: str) -> str:

@@ -209,7 +209,7 @@ def tiny_tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
 @pytest.fixture(scope="session")
 def make_checkpoint(tiny_tokenizers: dict[str, Path]) -> Callable[..., Path]:
     """make_checkpoint(folder, kind="gpt2", seed=0, **config): a checkpoint with random weights that are far from alike,
-    so that wrong rows, signs or positions change what it tells."""
+    so that wrong rows, signs or positions change what it generates."""
     torch = pytest.importorskip("torch")
     from llamita.checkpoint import save_checkpoint
     from llamita.config import ModelConfig

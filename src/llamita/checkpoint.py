@@ -83,16 +83,20 @@ def save_checkpoint(
     with atomic_directory(directory) as temporary:
         _write_settings(temporary, config, _main_dtype(_entries(tensors)))
         _write_tensors(temporary / WEIGHTS, tensors)
-        if isinstance(tokenizer, Path):
-            copy_tokenizer(tokenizer, temporary)
-        elif tokenizer is not None:
-            tokenizer(temporary)
-        if training is not None:
-            write_training_state(temporary, training)
+        write_tokenizer_and_training(temporary, tokenizer, training)
 
 
-def write_training_state(folder: Path, training: TrainingState) -> None:
-    """Write training/ into the folder of a checkpoint or adapter that is being written."""
+def write_tokenizer_and_training(
+    folder: Path, tokenizer: Path | Callable[[Path], None] | None, training: TrainingState | None
+) -> None:
+    """Write what stands beside the weights of a checkpoint or an adapter. tokenizer, training: as
+    in `save_checkpoint`."""
+    if isinstance(tokenizer, Path):
+        copy_tokenizer(tokenizer, folder)
+    elif tokenizer is not None:
+        tokenizer(folder)
+    if training is None:
+        return
     (folder / "training").mkdir()
     _write_json(folder / "training" / "state.json", training.values)
     if training.shards is None:

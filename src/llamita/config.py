@@ -345,6 +345,7 @@ class PrepareConfig:
         )
 
 
+DEFAULT_MINUTES = 10.0  # of train, plan and new
 MAX_VALUES: dict[str, float] = {  # of the flags of runs
     "minutes": 1e6, "steps": 10**9, "epochs": 1e6, "context": 2**20, "micro_batch_size": 2**16,
     "grad_accum_steps": 2**16, "learning_rate": 1e3, "embedding_lr": 1e3, "weight_decay": 1e3, "grad_clip": 1e9,

@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeGuard, TypeVar
 
 from llamita.atomic import atomic_write_bytes, lock_folder, remove_leftovers_in
 from llamita.checkpoint import STEP_NAME, point_link, prune_checkpoints, step_directory
@@ -489,6 +489,11 @@ def scalars(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     for key, value in line.items():
         if isinstance(value, Mapping):
             found.update(scalars(value, f"{prefix}{key}."))
-        elif isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        elif is_number(value):
             found[prefix + key] = value
     return found
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value of JSON is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -5,7 +5,6 @@ LLAMITA_KILLS: the number of kills, by default 3. Some come while a checkpoint i
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import subprocess
@@ -16,9 +15,11 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
 pytest.importorskip("torch")
+
+from tests.training_runs import untimed
+
+pytestmark = pytest.mark.slow
 
 SHAPE = [
     "--layers=2",
@@ -37,7 +38,6 @@ PACE = [
     "--device=cpu",
     "--threads=1",
 ]
-TIMINGS = ("seconds", "evaluation_seconds", "tokens_per_second", "mfu")
 KILLS = int(os.environ.get("LLAMITA_KILLS", "3"))
 STEPS = max(100, 40 * KILLS)
 
@@ -56,11 +56,6 @@ def wait_for(process: subprocess.Popen[bytes], moment: Any) -> None:
         time.sleep(0.0005)
 
 
-def metrics(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
-
-
 def latest(run: Path) -> str:
     return (run / "latest").readlink().name if (run / "latest").is_symlink() else ""
 
@@ -71,13 +66,13 @@ def test_a_second_trainer_of_a_run_is_refused(story_store: Path, tmp_path: Path,
     first = start(story_store, run)
     try:
         wait_for(first, lambda: latest(run) != "")
-        before = metrics(run)
+        before = untimed(run)
         second = start(story_store, run, *more)
         _, errors = second.communicate()
         assert second.returncode == 2 and errors.count(b"\n") == 1, errors
         if more:
             assert f"process {first.pid} on ".encode() in errors and b"is training there; wait for it" in errors
-        assert first.poll() is None and metrics(run)[: len(before)] == before
+        assert first.poll() is None and untimed(run)[: len(before)] == before
     finally:
         first.kill()
         first.communicate()
@@ -85,7 +80,7 @@ def test_a_second_trainer_of_a_run_is_refused(story_store: Path, tmp_path: Path,
     third = start(story_store, run, "--resume")
     _, errors = third.communicate()
     assert third.returncode == 0, errors
-    assert not (run / "run.lock").exists() and len(metrics(run)) == len({str(line) for line in metrics(run)})
+    assert not (run / "run.lock").exists() and len(untimed(run)) == len({str(line) for line in untimed(run)})
 
 
 def test_killed_runs_end_with_the_same_bytes(story_store: Path, tmp_path: Path) -> None:
@@ -115,6 +110,6 @@ def test_killed_runs_end_with_the_same_bytes(story_store: Path, tmp_path: Path) 
     assert process.returncode == 0, errors.decode()
     for name in ("model.safetensors", "training/state.safetensors"):
         assert (whole / "latest" / name).read_bytes() == (parts / "latest" / name).read_bytes(), name
-    assert metrics(whole) == metrics(parts)
+    assert untimed(whole) == untimed(parts)
     assert latest(whole) == latest(parts) == f"step-{STEPS:08d}"
     assert not list(parts.glob(".*")), "nothing is left over"

@@ -113,7 +113,7 @@ def test_lifetimes(files: Path) -> None:
     model.close()
 
 
-def test_run_tells_what_the_merged_model_tells(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_generates_what_the_merged_model_generates(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["-i", "Once", "-n", "12", "-t", "0", "--kv", "f32"]
     assert main(["run", str(files / "merged.gguf"), *words]) == 0
     expected = capsys.readouterr().out
@@ -127,7 +127,7 @@ def test_run_tells_what_the_merged_model_tells(files: Path, capsys: pytest.Captu
     assert "cannot open adapter" in capsys.readouterr().err
 
 
-def test_another_base_of_the_same_shape_is_told(
+def test_another_base_of_the_same_shape_gives_a_warning(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Once for each adapter; not where only the spelling differs, or where one of the two has no name."""

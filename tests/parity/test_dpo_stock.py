@@ -94,7 +94,7 @@ def test_losses_and_gradients(made: tuple[Path, Path, Pairs], tmp_path: Path, ou
     said = answer_log_probabilities(loss, pairs)
     assert said is not None
     score = score_pairs(loss, pairs, said)
-    told = trainer._metrics["train" if trainer.model.training else "eval"]
+    logged = trainer._metrics["train" if trainer.model.training else "eval"]
     means = {
         "rewards/margins": score.margin,
         "rewards/accuracies": score.accuracy,
@@ -102,4 +102,4 @@ def test_losses_and_gradients(made: tuple[Path, Path, Pairs], tmp_path: Path, ou
         "rewards/rejected": score.rejected_reward,
     }
     for name, value in means.items():
-        assert told[name][-1] == pytest.approx(value, rel=1e-4), name
+        assert logged[name][-1] == pytest.approx(value, rel=1e-4), name

@@ -13,24 +13,9 @@ import torch
 import llamita
 from llamita.checkpoint import load_model
 from llamita.engine import encode_prompt
+from tests.rope_scalings import LLAMA3, LONGROPE, YARN
 
 LINEAR = {"rope_type": "linear", "factor": 4.0}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-YARN = {
-    "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512, "attention_factor": 1.3,
-    "beta_fast": 16.0, "beta_slow": 2.0,
-}  # fmt: skip
-LONGROPE = {
-    "rope_type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
-    "long_factor": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0], "original_max_position_embeddings": 64,
-    "attention_factor": 1.2,
-}  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {
     "grouped, tied": {},
     "multi-head, untied": {"num_key_value_heads": 4, "tie_word_embeddings": False},

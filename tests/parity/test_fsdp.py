@@ -4,8 +4,6 @@ survives a killed process."""
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -20,7 +18,7 @@ torch = pytest.importorskip("torch")
 from llamita.checkpoint import load_tensors, load_training_state  # noqa: E402
 from llamita.config import TrainConfig  # noqa: E402
 from llamita.training.pretraining import train  # noqa: E402
-from llamita.training.trainer import Trainer  # noqa: E402
+from tests.training_runs import stop_at  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -98,7 +96,7 @@ def test_from_two_sharded_processes_to_one_to_four(
     assert state.shards is not None and {path.name for path in state.shards.glob("*.distcp")} >= {"__0_0.distcp"}
     assert state.values["trainer"]["progress"]["step"] < INTERRUPTED_STEP, "killed too late"
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_step", signalled_at(INTERRUPTED_STEP))
+        stop_at(patched, INTERRUPTED_STEP)
         stopped = train(make_config(story_store, run, resume=True))
     assert stopped.interrupted and load_training_state(run).tensors.keys() >= {
         "momentum/model.layers.0.mlp.up_proj.weight"
@@ -109,18 +107,6 @@ def test_from_two_sharded_processes_to_one_to_four(
     check_same(run, one)
     assert json.loads((run / "summary.json").read_text())["processes"] == 4
     assert not [path for path in run.iterdir() if path.name.startswith(".")], "no temporary files are left"
-
-
-def signalled_at(step: int) -> Callable[[Trainer], None]:
-    """Trainer._step that sends its process SIGINT in the middle of this step."""
-    real = Trainer._step
-
-    def step_and_signal(self: Trainer) -> None:
-        if self.state.progress.step == step:
-            os.kill(os.getpid(), signal.SIGINT)
-        real(self)
-
-    return step_and_signal
 
 
 def test_torchrun_restarts_when_a_process_dies(

@@ -23,6 +23,7 @@ from llamita.formats.tensor_table import tensor_table
 from llamita.model.generate import generate
 from llamita.model.llama import Llama
 from llamita.tokenizer import load_tokenizer
+from tests.rope_scalings import LLAMA3, LONGROPE, YARN
 
 pytestmark = pytest.mark.compat
 
@@ -165,20 +166,9 @@ def yarn_betas(checkpoint: Path) -> tuple[float, float]:
 
 VARIANTS = {
     "linear": {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
-    "llama3": {
-        "rope_scaling": {
-            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 64,
-        },
-        "rope_theta": 500000.0,
-    },
+    "llama3": {"rope_scaling": LLAMA3, "rope_theta": 500000.0},
     "dynamic": {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}},
-    "yarn": {
-        "rope_scaling": {
-            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512, "attention_factor": 1.3,
-            "beta_fast": 16.0, "beta_slow": 2.0,
-        },
-    },
+    "yarn": {"rope_scaling": YARN},
     "yarn-defaults": {
         "rope_scaling": {
             "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32,
@@ -207,12 +197,7 @@ def test_engine_scales_positions_as_llama_cpp(
     make_checkpoint: Callable[..., Path], tmp_path: Path, engine_build: Path, variant: str
 ) -> None:
     """Logits of 100 tokens, with the context that both were opened with."""
-    longrope = {
-        "rope_type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
-        "long_factor": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0], "original_max_position_embeddings": 64,
-        "attention_factor": 1.2,
-    }  # fmt: skip
-    changes = VARIANTS.get(variant, {"rope_scaling": longrope})
+    changes = VARIANTS.get(variant, {"rope_scaling": LONGROPE})
     checkpoint = make_checkpoint(tmp_path / "model", **changes)
     export(checkpoint, tmp_path / "model.gguf", "f32")
     ids = [0, *np.random.default_rng(1).integers(3, 250, 99).tolist()]

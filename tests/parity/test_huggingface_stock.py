@@ -14,6 +14,7 @@ from llamita.checkpoint import load_config, load_model, load_tensors
 from llamita.formats.huggingface import config_from_dict
 from llamita.formats.tensor_table import check_tensors
 from llamita.tokenizer import load_tokenizer, train_bpe
+from tests.rope_scalings import LLAMA3, LONGROPE, YARN
 
 pytestmark = pytest.mark.compat
 
@@ -25,19 +26,6 @@ TEXTS = (
     "🦙 says “good night” 🌙 — ¡qué rico!",
     "naïve Ünïcödé 日本語 mixed_with-code(x) = {y: 'z'};",
 )
-LLAMA3 = {
-    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}  # fmt: skip
-YARN = {
-    "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512, "attention_factor": 1.3,
-    "beta_fast": 16.0, "beta_slow": 2.0,
-}  # fmt: skip
-LONGROPE = {
-    "rope_type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
-    "long_factor": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0], "original_max_position_embeddings": 64,
-    "attention_factor": 1.2,
-}  # fmt: skip
 MINIMAL_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 CONFIGS = {
     "tied-gqa": {},

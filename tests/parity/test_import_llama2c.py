@@ -102,7 +102,7 @@ def test_q4_0_search_pays_on_trained_weights(imported: dict[str, Path], tmp_path
 
 @pytest.mark.compat
 @pytest.mark.parametrize("name", ["stories260K.bin", "model5000.bin"])
-def test_llama_cpp_tells_the_same_story(
+def test_llama_cpp_generates_the_same_story(
     imported: dict[str, Path], reference: dict[str, Any], tmp_path: Path, name: str
 ) -> None:
     llama_cpp = pytest.importorskip("llama_cpp")

@@ -19,6 +19,7 @@ from llamita.convert.import_model import import_model
 from llamita.convert.verify import torch_logits
 from llamita.tokenizer import load_tokenizer
 from llamita.tokenizer.chat_templates import CHAT_TEMPLATES
+from tests.rope_scalings import LLAMA3
 
 pytestmark = pytest.mark.compat
 
@@ -26,10 +27,6 @@ transformers = pytest.importorskip("transformers")
 
 IDS = [1, *range(5, 60, 2), 7, 7, 300]
 TOLERANCE = 1e-5  # of the largest logit, float32
-LLAMA3 = {
-    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}  # fmt: skip
 
 
 def logits_of(model: Any) -> np.ndarray:

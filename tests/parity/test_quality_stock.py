@@ -65,7 +65,7 @@ def test_smollm2_file_as_it_is() -> None:
 
 
 def test_a_check_fails_where_a_promise_is_broken() -> None:
-    """The checks are of the numbers: a worse Q4_0 and a Q8_0 that is off are told."""
+    """The checks are of the numbers: a worse Q4_0 and a Q8_0 that is off are found."""
     ours = {"f16": 1.0, "f32": 1.0, "q8": 1.0}
     rows = [
         quality.Row("the file", 1, ours, 1.002),

@@ -76,7 +76,7 @@ def page_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
-def tell(program: Path, *words: object) -> bytes:
+def output_of(program: Path, *words: object) -> bytes:
     done = subprocess.run([program, *map(str, words)], capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -88,13 +88,13 @@ def test_the_page_is_a_page() -> None:
     assert not re.search(r'#include "', "\n".join(lines))
 
 
-def test_compiled_for_speed_it_tells_the_same(page: Path, shared_data: Path, tmp_path: Path) -> None:
+def test_compiled_for_speed_it_generates_the_same(page: Path, shared_data: Path, tmp_path: Path) -> None:
     fast = tmp_path / "fast"
     flags = ["-Ofast", "-march=native", "-fopenmp", "-Wall", "-Wextra", "-Werror"]
     subprocess.run([compiler(), *flags, PAGE, "-o", fast, "-lm"], check=True)
     folder = shared_data / "models" / "stories260K"
     words = [folder / "stories260K.bin", "-z", folder / "tok512.bin", "-t", "0", "-n", "20"]
-    assert tell(fast, *words) == tell(page, *words)
+    assert output_of(fast, *words) == output_of(page, *words)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -102,9 +102,9 @@ def test_the_known_bytes(page: Path, engine_build: Path, shared_data: Path, thre
     expected = (shared_data / "reference" / "stories260K_t0_n200.expected.txt").read_bytes() + b"\n"
     folder = shared_data / "models" / "stories260K"
     words = [folder / "stories260K.bin", "-z", folder / "tok512.bin", "-t", 0, "-n", 200]
-    assert tell(page, *words) == expected
+    assert output_of(page, *words) == expected
     for kernels in ("auto", "scalar"):
-        assert tell(engine_build / "run", *words, "-j", threads, "--kernels", kernels) == expected
+        assert output_of(engine_build / "run", *words, "-j", threads, "--kernels", kernels) == expected
 
 
 def test_the_known_ids(engine_build: Path, shared_data: Path, trained: tuple[str, Path, Path]) -> None:
@@ -122,7 +122,7 @@ def test_the_known_ids(engine_build: Path, shared_data: Path, trained: tuple[str
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_page_and_engine_tell_the_same(
+def test_page_and_engine_generate_the_same(
     page: Path, engine_build: Path, trained: tuple[str, Path, Path], prompt: str
 ) -> None:
     _, path, tokenizer = trained
@@ -131,11 +131,11 @@ def test_page_and_engine_tell_the_same(
         echo = model.decode(prompt_ids)
     words = [path, "-z", tokenizer, "-t", 0, "-i", prompt]
     new_tokens = 120  # llama2.c's -n, and so the page's, counts positions: one less than prompt and new tokens together
-    told = tell(page, *words, "-n", len(prompt_ids) + new_tokens - 1)
-    engine_told = tell(engine_build / "run", *words, "-n", new_tokens)
-    assert engine_told.startswith(prompt.encode()), "the program prints a prompt as it was typed"
-    engine_told = echo + engine_told[len(prompt.encode()) :]
-    assert engine_told.replace(" ⁇ ".encode(), b"<unk>") == told  # the page prints the unknown piece as it is written
+    of_page = output_of(page, *words, "-n", len(prompt_ids) + new_tokens - 1)
+    of_engine = output_of(engine_build / "run", *words, "-n", new_tokens)
+    assert of_engine.startswith(prompt.encode()), "the program prints a prompt as it was typed"
+    of_engine = echo + of_engine[len(prompt.encode()) :]
+    assert of_engine.replace(" ⁇ ".encode(), b"<unk>") == of_page  # the page prints the unknown piece as it is written
 
 
 def test_logits_agree(engine_build: Path, page_library: ctypes.CDLL, trained: tuple[str, Path, Path]) -> None:
@@ -188,10 +188,10 @@ def test_the_page_reads_long_prompts_in_no_time(page_library: ctypes.CDLL, share
 def test_the_page_samples_by_seed(page: Path, tiny_models, flag: str) -> None:
     tiny = tiny_models.random()
     words = [tiny.path, "-z", tiny.tokenizer, "-n", "32", *flag.split()]
-    told = [tell(page, *words, "-s", seed) for seed in (7, 7, 8)]
-    assert told[0] == told[1]
+    texts = [output_of(page, *words, "-s", seed) for seed in (7, 7, 8)]
+    assert texts[0] == texts[1]
     if flag in ("-t 1", "-p 0", "-p 1", "-t 1000"):
-        assert told[1] != told[2]
+        assert texts[1] != texts[2]
 
 
 @pytest.mark.parametrize(

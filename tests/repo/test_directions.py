@@ -14,7 +14,7 @@ ENGINE = ROOT / "engine"
 
 # A module imports from its own folder and from the entries above its own; a folder counts as one entry.
 LAYERS = (
-    "errors", "file_lock", "atomic", "json_file", "user_cache", "console", "progress", "commands", "config",
+    "errors", "file_lock", "atomic", "json_file", "user_cache", "console", "network", "progress", "commands", "config",
     "scaling_law",
     "limited_process", "chat_template_worker", "chat_template",  # Jinja, in a process with limits
     "sampling", "model_card",
@@ -37,8 +37,8 @@ LAYERS = (
     "cli",
 )  # fmt: skip
 TORCH_FREE = (
-    "errors", "file_lock", "atomic", "json_file", "user_cache", "console", "progress", "config", "scaling_law",
-    "limited_process",
+    "errors", "file_lock", "atomic", "json_file", "user_cache", "console", "network", "progress", "config",
+    "scaling_law", "limited_process",
     "chat_template_worker", "chat_template", "sampling", "model_card", "web", "engine", "tokenizer", "stories", "data",
     "batch_generate", "chat", "server", "synthesize", "formats.tensor_table", "formats.tensor_types",
     "formats.rope_order", "formats.huggingface", "formats.gguf", "formats.gguf_card",

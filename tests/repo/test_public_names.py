@@ -46,7 +46,7 @@ def test_import_is_light() -> None:
 
 def test_running_needs_no_torch() -> None:
     """With torch and every other training package made unimportable, the packaged model still tells a story."""
-    told = in_fresh_python(
+    story = in_fresh_python(
         "import sys\n"
         "class Absent:\n"
         "    NAMES = {'torch', 'safetensors', 'tokenizers', 'sentencepiece', 'tiktoken', 'pyarrow'}\n"
@@ -59,4 +59,4 @@ def test_running_needs_no_torch() -> None:
         "from llamita.cli import main\n"
         "assert main(['run', '-i', 'One day', '-n', '4', '-t', '0']) == 0\n"
     )
-    assert told
+    assert story

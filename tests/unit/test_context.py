@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,19 +36,9 @@ def endless(tiny_models: Any) -> Any:
     return tiny_models.successor("endless-shift", dict(pairwise([1, *ids, ids[0]])), context=40)
 
 
-@pytest.fixture(params=["python", "program"])
-def run(
-    request: pytest.FixtureRequest, engine_build: Path, tiny: Any, capfdbinary: pytest.CaptureFixture[bytes]
-) -> Callable[..., Any]:
-    def run_command(*words: object, model: Any = tiny) -> Any:
-        options = [str(model.path), "-z", str(model.tokenizer), "-j", "1", *map(str, words)]
-        if request.param == "program":
-            return subprocess.run([str(engine_build / "run"), *options], capture_output=True, timeout=60, check=False)
-        code = main(["run", *options])
-        printed = capfdbinary.readouterr()
-        return SimpleNamespace(returncode=code or 0, stdout=printed.out, stderr=printed.err)
-
-    return run_command
+@pytest.fixture
+def run(run_both: Callable[..., Any], tiny: Any) -> Callable[..., Any]:
+    return lambda *words, model=tiny: run_both(model, "-j", "1", *words)
 
 
 def test_endless_text(run: Callable[..., Any], endless: Any) -> None:

@@ -2,8 +2,8 @@
 behind.
 
 Files are damaged by their structure: a value anywhere in a JSON file or in a safetensors header, a
-line of a text file, bytes of a header. The same cases each time; `make fuzz` runs others for as
-long as it is told to (--fuzz-seconds, --fuzz-seed).
+line of a text file, bytes of a header. The same cases each time; `make fuzz` runs others for
+--fuzz-seconds, with the seed --fuzz-seed.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,19 +25,9 @@ def tiny(tiny_models: Any) -> Any:
     return tiny_models.random(context=128)
 
 
-@pytest.fixture(params=["python", "program"])
-def run(
-    request: pytest.FixtureRequest, engine_build: Path, tiny: Any, capfdbinary: pytest.CaptureFixture[bytes]
-) -> Callable[..., Any]:
-    def run_command(*words: object, model: Any = tiny) -> Any:
-        options = [str(model.path), "-z", str(model.tokenizer), *SAMPLING, *map(str, words)]
-        if request.param == "program":
-            return subprocess.run([str(engine_build / "run"), *options], capture_output=True, timeout=60, check=False)
-        code = main(["run", *options])
-        printed = capfdbinary.readouterr()
-        return SimpleNamespace(returncode=code or 0, stdout=printed.out, stderr=printed.err)
-
-    return run_command
+@pytest.fixture
+def run(run_both: Callable[..., Any], tiny: Any) -> Callable[..., Any]:
+    return lambda *words, model=tiny: run_both(model, *SAMPLING, *words)
 
 
 def test_save_and_load(tiny: Any, tmp_path: Path) -> None:

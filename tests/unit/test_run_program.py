@@ -136,7 +136,7 @@ def test_the_seed_decides(run: Run, tiny_models) -> None:
     assert b"gives the same text" not in run(*words, "-t", 0).stderr
 
 
-def test_llamita_run_tells_the_same(run: Run, tiny_models, capfd: pytest.CaptureFixture[str]) -> None:
+def test_llamita_run_generates_the_same(run: Run, tiny_models, capfd: pytest.CaptureFixture[str]) -> None:
     tiny = tiny_models.random()
     words = ["-z", str(tiny.tokenizer), "-n", "12", "-s", "11", "-k", "40", "-i", "the cat", "-j", "1"]
     done = run(tiny.path, *words)

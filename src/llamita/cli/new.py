@@ -34,7 +34,7 @@ from llamita.cli.steps import (
     start_over,
 )
 from llamita.commands import command_line
-from llamita.config import MAX_VALUES, Option, check, check_at_most
+from llamita.config import DEFAULT_MINUTES, MAX_VALUES, Option, check, check_at_most
 from llamita.console import count_of, format_bytes, print_table
 from llamita.errors import UNSAFE, CheckpointError, ConfigError, OutputError, SourceError
 from llamita.json_file import read_json_object
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from llamita.cli.new_data import Found, TextCounts
     from llamita.report.history import History
 
-DEFAULT_MINUTES: Final = 10.0
 TOKENS, EXAMPLES, PRETRAINED, FINETUNED, PREFERRED = "tokens", "examples", "pretrained", "finetuned", "preferred"
 # Shares of the minutes: train, finetune, finetune --preference.
 SHARES: Final = {(False, False): (1.0,), (True, False): (0.6, 0.4), (True, True): (0.5, 0.3, 0.2)}

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from llamita.atomic import atomic_write_bytes, sync
 from llamita.errors import NetworkError, OutputError
+from llamita.network import NoRedirect, failure_reason
 from llamita.progress import Progress, no_progress
 
 ENDPOINT = "https://huggingface.co"
@@ -164,7 +165,7 @@ def _receive(answer: http.client.HTTPResponse) -> bytes:
     try:
         return answer.read(_CHUNK_BYTES)
     except (OSError, http.client.HTTPException) as error:
-        raise _Interrupted(_reason(error)) from None
+        raise _Interrupted(failure_reason(error)) from None
 
 
 def _append(stream: IO[bytes], chunk: bytes, part: Path) -> None:
@@ -174,18 +175,13 @@ def _append(stream: IO[bytes], chunk: bytes, part: Path) -> None:
         raise OutputError(f"cannot write {part}: {error.strerror or error}; the next run resumes there") from None
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
 def _request(
     url: str, method: str, headers: dict[str, str], timeout_seconds: float, *, redirects: bool = True
 ) -> http.client.HTTPResponse:
     """Send a request. Raises _Interrupted if another attempt may help, NetworkError otherwise."""
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise NetworkError(f"cannot download {url}: expected an endpoint that begins with https://")
-    opener = urllib.request.build_opener(*([] if redirects else [_NoRedirect]))
+    opener = urllib.request.build_opener(*([] if redirects else [NoRedirect]))
     request = urllib.request.Request(
         url, method=method, headers={"User-Agent": "llamita", "Accept-Encoding": "identity", **headers}
     )
@@ -203,16 +199,9 @@ def _request(
                 f"cannot download {url}: the server answered {error.code} {error.reason}{hint}"
             ) from None
     except (OSError, http.client.HTTPException) as error:
-        raise _Interrupted(_reason(error)) from None
+        raise _Interrupted(failure_reason(error)) from None
     except ValueError as error:
         raise NetworkError(f"cannot download {url}: {error}") from None
-
-
-def _reason(error: Exception) -> str:
-    """Why a connection failed, in one short line."""
-    cause = getattr(error, "reason", error)
-    text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-    return " ".join(str(text).split())[:200]
 
 
 def _is_whole(path: Path, progress: Progress) -> bool:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from llamita.atomic import atomic_directory
-from llamita.checkpoint import ADAPTER_CONFIG, TrainingState, adapter_base, copy_tokenizer, write_training_state
+from llamita.checkpoint import ADAPTER_CONFIG, TrainingState, adapter_base, write_tokenizer_and_training
 from llamita.config import ModelConfig
 from llamita.errors import CheckpointError, FormatError
 from llamita.finetune.lora import LINEAR_LAYERS, LoraConfig, LoraUpdate, lora_scale, lora_specs
@@ -186,12 +186,7 @@ def save_adapter(
         content = json.dumps(_config_values(config, base), indent=2, ensure_ascii=False) + "\n"
         (temporary / CONFIG).write_text(content, encoding="utf-8")
         write_safetensors(temporary / WEIGHTS, entries, lambda name: tensors[name])
-        if isinstance(tokenizer, Path):
-            copy_tokenizer(tokenizer, temporary)
-        elif tokenizer is not None:
-            tokenizer(temporary)
-        if training is not None:
-            write_training_state(temporary, training)
+        write_tokenizer_and_training(temporary, tokenizer, training)
 
 
 def resolve_adapter(path: Path, *, prefer: str = "best") -> Path:

@@ -11,7 +11,7 @@ from llamita.errors import ConfigError
 from llamita.finetune.base_model import BaseModel
 from llamita.finetune.linear_4bit import WEIGHT_BYTES
 from llamita.finetune.lora import LINEAR_LAYERS, lora_specs
-from llamita.training.cpu_dtype import MIN_TIMED_FLOPS, faster_dtype
+from llamita.training.cpu_dtype import faster_dtype, is_worth_timing
 from llamita.training.defaults import TOKENS_PER_PASS, default_dtype
 from llamita.training.distributed import Ranks, compute_type
 from llamita.training.flops import flops_per_token
@@ -89,8 +89,9 @@ def fill_defaults(
             f"{config.rank}; a higher rank would not be smaller than the weights"
         )
     tokens_per_step = rows * row_tokens * config.grad_accum_steps * ranks.world_size
-    if config.dtype == "auto" and on_cpu and _is_long(config, base, context, tokens_per_step, epoch_tokens):
-        dtype = faster_dtype(ranks)
+    if config.dtype == "auto" and on_cpu:
+        flops = flops_per_token(base.config, context)
+        dtype = faster_dtype(ranks) if is_worth_timing(config, flops, tokens_per_step, epoch_tokens) else dtype
     return dataclasses.replace(
         config,
         context=context,
@@ -100,9 +101,3 @@ def fill_defaults(
         learning_rate=config.learning_rate or learning_rate_for(base.config.hidden_size, config.lora),
         beta2=beta2_for(tokens_per_step) if config.beta2 is None else config.beta2,
     )
-
-
-def _is_long(config: FinetuneConfig, base: BaseModel, context: int, tokens_per_step: int, epoch_tokens: int) -> bool:
-    """Whether a run is long enough to choose its type, as in `llamita train`; with --minutes always."""
-    tokens = (config.epochs or 0.0) * epoch_tokens + (config.steps or 0) * tokens_per_step
-    return config.minutes is not None or tokens * flops_per_token(base.config, context) >= MIN_TIMED_FLOPS

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llamita.report.history import is_positive
+
 
 @dataclasses.dataclass(frozen=True)
 class Gains:
@@ -33,14 +35,10 @@ def _from_to(values: tuple[float, float]) -> str:
 
 def find_gains(lines: Sequence[Mapping[str, Any]]) -> Gains | None:
     """From the lines of metrics.jsonl; None before the first evaluation."""
-    found = [line for line in lines if line["kind"] == "eval" and _is_number(line.get("bpb"))]
+    found = [line for line in lines if line["kind"] == "eval" and is_positive(line.get("bpb"))]
     if not found:
         return None
     first, best = found[0], min(found, key=lambda line: line["bpb"])
     best = next((line for line in reversed(found) if "trained_share" in line), best)
-    is_known = all(_is_number(line.get("old_bpb")) for line in (first, best))
+    is_known = all(is_positive(line.get("old_bpb")) for line in (first, best))
     return Gains((first["bpb"], best["bpb"]), (first["old_bpb"], best["old_bpb"]) if is_known else None)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, float) and value > 0

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from llamita.errors import TrainingError
 from llamita.json_file import read_json_object
-from llamita.run_directory import METRICS, NAME, RESULT, RUN, SUMMARY, read_metrics, scalars
+from llamita.run_directory import METRICS, NAME, RESULT, RUN, SUMMARY, is_number, read_metrics, scalars
 
 Points = tuple[list[float], list[float]]  # xs, ys
 
@@ -106,8 +105,12 @@ def _number(line: Mapping[str, Any], key: str) -> float | None:
     value = line.get(key)
     if value is None and "." in key:
         value = scalars(line).get(key)
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return value if is_number else None
+    return value if is_number(value) else None
+
+
+def is_positive(value: object) -> TypeGuard[float]:
+    """Whether a metric of a run can have this value. Other people's files may hold anything."""
+    return is_number(value) and 1e-15 < value < 1e18
 
 
 def read_history(run: Path) -> History:

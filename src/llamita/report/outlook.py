@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from html import escape
-from typing import Any, TypeGuard
+from typing import Any
 
 from llamita.config import ModelConfig
 from llamita.console import Rows, format_count
 from llamita.errors import ConfigError, TrainingError
 from llamita.report.charts import LATE, NARROW, WIDE, color_key
-from llamita.report.history import History
+from llamita.report.history import History, is_positive
 from llamita.report.svg_chart import Curve, Plot, draw
 from llamita.report.verdict import CLEARLY_WORSE
 from llamita.scaling_law import SCALING_LAW, Evaluation, Forecast, RunCurve
@@ -124,18 +124,18 @@ def run_outlook(history: History) -> Outlook:
         shares = [
             value / unit / config[name]
             for name, (value, unit) in done.items()
-            if _is_positive(value) and _is_positive(config.get(name))
+            if is_positive(value) and is_positive(config.get(name))
         ]
         tokens = last["tokens"] / min(1.0, shares[0]) if shares else tokens
     curve = RunCurve(evaluations, size, unique_tokens)
     return make_outlook(
         lambda time, text: curve.forecast(time * tokens, text * unique_tokens),
-        config["minutes"] if _is_positive(config.get("minutes")) else None, tokens, unique_tokens, evaluations,
+        config["minutes"] if is_positive(config.get("minutes")) else None, tokens, unique_tokens, evaluations,
     )  # fmt: skip
 
 
 def _num_parameters(history: History) -> int | None:
-    if _is_positive(found := history.summary.get("num_parameters")):
+    if is_positive(found := history.summary.get("num_parameters")):
         return int(found)
     fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
@@ -155,20 +155,15 @@ def _evaluations(history: History) -> list[Evaluation]:
         if line["kind"] == "train":
             is_known = _counts(line)
             now = line.get("learning_rate")
-            rate = min(1.0, now / peak) if _is_positive(peak) and (now == 0 or _is_positive(now)) else 1.0
-        elif is_known and all(_is_positive(line.get(name)) for name in ("tokens", "bpb")):
+            rate = min(1.0, now / peak) if is_positive(peak) and (now == 0 or is_positive(now)) else 1.0
+        elif is_known and all(is_positive(line.get(name)) for name in ("tokens", "bpb")):
             found.append(Evaluation(line["tokens"], line["bpb"], rate))
     return [each for each in found if each.tokens > LATE * last]
 
 
 def _counts(line: dict[str, Any]) -> bool:
     """Whether a line of metrics says how much was seen."""
-    return all(_is_positive(line.get(name)) for name in ("tokens", "epoch"))
-
-
-def _is_positive(value: Any) -> TypeGuard[float]:
-    """Whether it is a number that a run can have. Other people's files may hold anything."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 1e-15 < value < 1e18
+    return all(is_positive(line.get(name)) for name in ("tokens", "epoch"))
 
 
 # ---------------------------------------------------------------- the terminal

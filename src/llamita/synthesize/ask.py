@@ -7,7 +7,7 @@ import dataclasses
 import queue
 import threading
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from llamita.config import ModelKind, SynthesizeConfig
@@ -134,50 +134,32 @@ def ask_all(
     progress: Progress,
 ) -> None:
     """Put the answers to all requests into the cache; a request without a usable answer is sent
-    again, at most ATTEMPTS times in all.
-
-    The threads only ask. They are daemons: after Ctrl-C nobody waits for answers that are on their
-    way. Raises NetworkError if the endpoint is gone.
-    """
-    jobs: queue.SimpleQueue[tuple[str, dict[str, Any]] | None] = queue.SimpleQueue()
-    done: queue.SimpleQueue[tuple[str, Answer | Exception]] = queue.SimpleQueue()
-    threads = [
-        threading.Thread(target=_ask_jobs, args=(endpoint, jobs, done), daemon=True, name="synthesize")
-        for _ in range(min(concurrency, len(requests)))
-    ]
-    for thread in threads:
-        thread.start()
-    waiting = iter(enumerate(requests))
+    again, at most ATTEMPTS times in all. Raises NetworkError if the endpoint is gone."""
+    threads = _AskingThreads(endpoint, min(concurrency, len(requests)))
+    waiting = iter(range(len(requests)))
     pending: dict[str, tuple[int, int]] = {}  # key → request, attempt
     finished, failed_in_a_row = 0, 0
 
     def send(number: int, attempt: int) -> bool:
         """Whether there was something to send."""
         body = bodies.body(requests[number])
-        for each in range(attempt, ATTEMPTS):
-            key = request_key(body, each)
-            answer = cache.find(key)
-            if answer is None:
-                if key in pending:
-                    return False  # the same question twice: one answer is enough
-                pending[key] = number, each
-                jobs.put((key, body))
-                return True
-            if each == 0:
-                counts.cached += 1
-            if find_items(answer.text):
-                return False
-        return False
+        unanswered = _unanswered_attempt(body, attempt, cache)
+        counts.cached += attempt == 0 and unanswered != 0
+        if unanswered is None or (key := request_key(body, unanswered)) in pending:
+            return False  # pending: the same question twice, of which one answer is enough
+        pending[key] = number, unanswered
+        threads.send(key, body)
+        return True
 
     progress("asking", 0, len(requests))
     try:
         while True:
-            while len(pending) < len(threads) and (each := next(waiting, None)) is not None:
-                finished += not send(each[0], 0)
+            while len(pending) < threads.count and (number := next(waiting, None)) is not None:
+                finished += not send(number, 0)
             progress("asking", finished, len(requests))
             if not pending:
                 return
-            key, answer = _next(done)
+            key, answer = threads.receive()
             number, attempt = pending.pop(key)
             if isinstance(answer, RequestFailed):
                 counts.failed.append(str(answer))
@@ -198,32 +180,59 @@ def ask_all(
                 finished += 1
     finally:
         counts.retries = endpoint.num_retries
-        for _ in threads:
-            jobs.put(None)
-        while not done.empty():  # what arrived before an error or Ctrl-C
-            key, answer = done.get()
+        for key, answer in threads.stop():  # what arrived before an error or Ctrl-C
             if isinstance(answer, Answer):
                 cache.add(key, answer)
 
 
-def _ask_jobs(
-    endpoint: Endpoint,
-    jobs: queue.SimpleQueue[tuple[str, dict[str, Any]] | None],
-    done: queue.SimpleQueue[tuple[str, Answer | Exception]],
-) -> None:
-    """What a thread does: ask, until there is nothing left to ask."""
-    while (job := jobs.get()) is not None:
-        key, body = job
-        try:
-            done.put((key, endpoint.ask(body)))
-        except Exception as error:  # raised again in the main thread
-            done.put((key, error))
+def _unanswered_attempt(body: Mapping[str, Any], attempt: int, cache: AnswerCache) -> int | None:
+    """The first attempt, from `attempt` on, without an answer in the cache; None if an answer
+    before it is usable, or if no attempt is left."""
+    for each in range(attempt, ATTEMPTS):
+        answer = cache.find(request_key(body, each))
+        if answer is None:
+            return each
+        if find_items(answer.text):
+            return None
+    return None
 
 
-def _next(done: queue.SimpleQueue[tuple[str, Answer | Exception]]) -> tuple[str, Answer | Exception]:
-    while True:
-        with contextlib.suppress(queue.Empty):
-            return done.get(timeout=0.5)  # Windows: Ctrl-C does not end a wait
+class _AskingThreads:
+    """Threads that only ask. They are daemons: after Ctrl-C nobody waits for answers that are on
+    their way."""
+
+    def __init__(self, endpoint: Endpoint, count: int) -> None:
+        self.count, self._endpoint = count, endpoint
+        self._jobs: queue.SimpleQueue[tuple[str, dict[str, Any]] | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[tuple[str, Answer | Exception]] = queue.SimpleQueue()
+        for _ in range(count):
+            threading.Thread(target=self._ask, daemon=True, name="synthesize").start()
+
+    def _ask(self) -> None:
+        """What a thread does, until there is nothing left to ask."""
+        while (job := self._jobs.get()) is not None:
+            key, body = job
+            try:
+                self._done.put((key, self._endpoint.ask(body)))
+            except Exception as error:  # raised again in the main thread
+                self._done.put((key, error))
+
+    def send(self, key: str, body: dict[str, Any]) -> None:
+        """Let a thread ask."""
+        self._jobs.put((key, body))
+
+    def receive(self) -> tuple[str, Answer | Exception]:
+        """Wait for the next answer, or what was raised instead."""
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._done.get(timeout=0.5)  # Windows: Ctrl-C does not end a wait
+
+    def stop(self) -> Iterator[tuple[str, Answer | Exception]]:
+        """End the threads after what they were sent. Yields what arrived and was not received."""
+        for _ in range(self.count):
+            self._jobs.put(None)
+        while not self._done.empty():
+            yield self._done.get()
 
 
 def _count(answer: Answer, body: Mapping[str, Any], counts: AskCounts) -> None:

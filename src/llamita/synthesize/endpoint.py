@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from llamita.errors import ConfigError, NetworkError
+from llamita.network import NoRedirect, failure_reason
 
 MAX_ANSWER_BYTES: Final = 16 << 20
 MAX_WAIT_SECONDS: Final = 60.0  # between two attempts, unless the endpoint asks for more
@@ -73,7 +74,7 @@ class Endpoint:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._timeout_seconds, self._attempts, self._first_wait_seconds = timeout_seconds, attempts, first_wait_seconds
         # Redirects are refused: they would send the key to another host, and a POST as a GET.
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._opener = urllib.request.build_opener(NoRedirect)
         self._lock = threading.Lock()
         self._has_answered = False
         self._open_from = 0.0  # by time.monotonic: when the endpoint takes requests again
@@ -147,11 +148,6 @@ class Endpoint:
         if re.search("response_format|schema|grammar", said):
             what += "; if it knows no response_format: --body '{\"response_format\": null}'"
         return RequestFailed(f"{self.url}: {what}")
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any) -> None:
-        return None
 
 
 def chat_url(url: str) -> str:
@@ -249,6 +245,4 @@ def _reason(error: Exception) -> str:
         return "it took longer than --timeout"
     if isinstance(error, http.client.IncompleteRead):
         return "the connection ended before the answer's end"
-    cause = getattr(error, "reason", error)
-    text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-    return " ".join(str(text).split())[:200]
+    return failure_reason(error)

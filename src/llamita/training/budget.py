@@ -83,31 +83,26 @@ class Budget:
             if self.evaluation_seconds > 0:
                 self.evaluations = self._affordable_evaluations(self.evaluation_seconds)
             return
-        whole = (  # costs in tokens: the same on every machine
-            (self._last_step(at) - at.first_step) * self.tokens_per_step
-            if self.steps is not None
-            else self._last_token(at) - at.first_tokens
-        )
-        self.evaluations = affordable_evaluations(whole / max(1.0, self.val_tokens * FORWARD_SHARE))
+        _, length, _ = self._lengths(at)  # in tokens costs are the same on every machine
+        tokens = length if self.steps is None else length * self.tokens_per_step
+        self.evaluations = affordable_evaluations(tokens / max(1.0, self.val_tokens * FORWARD_SHARE))
 
     def _affordable_evaluations(self, seconds: float) -> int:
         """With --minutes: the evaluations of the generation, if each takes so long."""
         assert self.minutes is not None
         return affordable_evaluations(self.stretch.of_run * self.minutes * 60 / max(seconds, 1e-3))
 
-    def _last_second(self, at: Progress) -> float:
-        """When the generation ends, with --minutes."""
-        return at.first_second + self.stretch.of_rest * (self.training_seconds - at.first_second)
-
-    def _last_step(self, at: Progress) -> int:
-        """The step that ends the generation, with --steps."""
-        assert self.steps is not None
-        return at.first_step + max(1, round(self.stretch.of_rest * (self.steps - at.first_step)))
-
-    def _last_token(self, at: Progress) -> int:
-        """The token that ends the generation, with --epochs."""
+    def _lengths(self, at: Progress) -> tuple[float, float, float]:
+        """How much of the schedule is done, how long it is, and how long the next step is: in
+        seconds with --minutes, else in steps, else in tokens."""
+        share = self.stretch.of_rest
+        if self.minutes is not None:
+            length = share * (self.training_seconds - at.first_second)
+            return at.seconds - at.first_second, max(1e-3, length), self.step_seconds
+        if self.steps is not None:
+            return at.step - at.first_step, max(1, round(share * (self.steps - at.first_step))), 1
         assert self.tokens is not None
-        return at.first_tokens + max(1, round(self.stretch.of_rest * (self.tokens - at.first_tokens)))
+        return at.tokens - at.first_tokens, max(1, round(share * (self.tokens - at.first_tokens))), self.tokens_per_step
 
     @property
     def is_timed(self) -> bool:
@@ -191,11 +186,8 @@ class Budget:
 
     def progress(self, at: Progress) -> float:
         """The share of the schedule that is done; 1 or more at its end."""
-        if self.minutes is not None:
-            return (at.seconds - at.first_second) / max(self._last_second(at) - at.first_second, 1e-3)
-        if self.steps is not None:
-            return (at.step - at.first_step) / (self._last_step(at) - at.first_step)
-        return (at.tokens - at.first_tokens) / (self._last_token(at) - at.first_tokens)
+        done, length, _ = self._lengths(at)
+        return done / length
 
     def run_progress(self, at: Progress) -> float:
         """The same of the run."""
@@ -203,21 +195,12 @@ class Budget:
 
     def midpoint(self, at: Progress) -> float:
         """The progress in the middle of the next step, where the learning rate is never 0."""
-        if self.minutes is not None:
-            half = 0.5 * self.step_seconds / max(self._last_second(at) - at.first_second, 1e-3)
-        elif self.steps is not None:
-            half = 0.5 / (self._last_step(at) - at.first_step)
-        else:
-            half = 0.5 * self.tokens_per_step / (self._last_token(at) - at.first_tokens)
-        return self.progress(at) + half
+        done, length, step = self._lengths(at)
+        return done / length + 0.5 * step / length
 
     def is_over(self, at: Progress) -> bool:
         """Whether the generation ends here. With --minutes: half of the next step would be too late."""
-        if self.minutes is not None:
-            return at.step > at.first_step and at.seconds + 0.5 * self.step_seconds >= self._last_second(at)
-        if self.steps is not None:
-            return at.step >= self._last_step(at)
-        return at.tokens >= self._last_token(at)
+        return at.step > at.first_step and (self.midpoint(at) if self.is_timed else self.progress(at)) >= 1
 
     def wants_evaluation(self, at: Progress, done: int) -> bool:
         """Whether an evaluation is due, besides the one at the end. done: evaluations so far."""

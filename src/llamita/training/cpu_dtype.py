@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from llamita.config import TrainConfig
+from llamita.config import RunConfig, TrainConfig
 from llamita.training.defaults import resolve_dtype
 from llamita.training.distributed import Ranks
 
@@ -38,12 +38,15 @@ def product_speedup() -> float:
     return in_float32 / in_bfloat16
 
 
-def candidate_dtypes(config: TrainConfig, device: torch.device) -> tuple[Dtype, ...]:
-    """The types worth timing for this run: both, or the only one.
+def is_worth_timing(config: RunConfig, flops_per_token: float, tokens_per_step: int, epoch_tokens: int) -> bool:
+    """Whether a run is long enough to choose its type by measuring; with --minutes always."""
+    tokens = (config.epochs or 0.0) * epoch_tokens + (config.steps or 0) * tokens_per_step
+    return config.minutes is not None or tokens * flops_per_token >= MIN_TIMED_FLOPS
 
-    The fused passes in bfloat16 exist for whole models.
-    """
-    if config.dtype != "auto" or device.type != "cpu" or _is_special(config):
+
+def candidate_dtypes(config: TrainConfig, device: torch.device) -> tuple[Dtype, ...]:
+    """The types worth timing for this run: both, or the only one."""
+    if not _is_open(config, device):
         resolved: Dtype = "bfloat16" if resolve_dtype(config, device).dtype == "bfloat16" else "float32"
         return (resolved,)
     return ("float32", "bfloat16") if product_speedup() >= MIN_PRODUCT_SPEEDUP else ("float32",)
@@ -52,9 +55,9 @@ def candidate_dtypes(config: TrainConfig, device: torch.device) -> tuple[Dtype, 
 def inherited_dtype(config: TrainConfig, earlier: str | None, ranks: Ranks) -> Literal["auto", "float32", "bfloat16"]:
     """The type for a run that goes on with one that computed in `earlier`: the same, if this CPU is
     faster in it. With --minutes the planner times steps in both."""
-    if config.dtype != "auto" or config.minutes is not None or ranks.device.type != "cpu" or earlier != "bfloat16":
+    if earlier != "bfloat16" or config.minutes is not None or not _is_open(config, ranks.device):
         return config.dtype
-    return "float32" if _is_special(config) else faster_dtype(ranks)
+    return faster_dtype(ranks)
 
 
 def faster_dtype(ranks: Ranks) -> Dtype:
@@ -63,6 +66,7 @@ def faster_dtype(ranks: Ranks) -> Dtype:
     return "bfloat16" if speedup >= MIN_PRODUCT_SPEEDUP else "float32"
 
 
-def _is_special(config: TrainConfig) -> bool:
-    """Whether the fused passes in bfloat16 do not apply."""
-    return config.fsdp or config.activation_checkpointing
+def _is_open(config: TrainConfig, device: torch.device) -> bool:
+    """Whether the speed of a CPU decides the type: of a whole model, because the fused passes in
+    bfloat16 need one."""
+    return config.dtype == "auto" and device.type == "cpu" and not (config.fsdp or config.activation_checkpointing)

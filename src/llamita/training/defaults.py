@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from llamita.config import PRESETS, ModelConfig, TrainConfig
+from llamita.config import DEFAULT_MINUTES, PRESETS, ModelConfig, TrainConfig
 from llamita.errors import ConfigError, TrainingError
 from llamita.tokenizer import Tokenizer
 from llamita.training.memory import scores_per_token, split_rows, token_bytes, tokens_that_fit
@@ -20,7 +20,6 @@ from llamita.training.optimizer import (
     small_step_scale,
 )
 
-DEFAULT_MINUTES = 10.0
 MIN_DECAY, MAX_DECAY, DECAY_EPOCHS = 0.1, 1.0, 30.0  # weight decay; DECAY_EPOCHS epochs add 1
 FREE_EPOCHS, NOISE_EPOCHS, MAX_NOISE = 4.0, 40.0, 0.2  # token noise; NOISE_EPOCHS epochs after the free ones add 1
 TOKENS_PER_PASS = {"cpu": 2048, "cuda": 65536, "mps": 8192}  # on a GPU: its tokens of a step
@@ -38,7 +37,8 @@ def fill_defaults(
     """The configuration with a value for every option that has a default.
 
     Of minutes, steps and epochs only one is set. epoch_tokens: tokens of the text, if known. free:
-    free bytes of GPU memory, which decide how many passes make a step.
+    free bytes of GPU memory, which decide how many passes make a step. Raises ConfigError if the
+    heads do not divide the width into even sizes.
     """
     if config.minutes is None and config.steps is None and config.epochs is None:
         config = dataclasses.replace(config, minutes=DEFAULT_MINUTES)
@@ -134,7 +134,7 @@ def _fill_shape(config: TrainConfig, device: torch.device) -> TrainConfig:
         shape = PRESETS[preset]
         ffn = shape.intermediate_size if config.hidden is None else ffn_for(config.hidden)
         kv_heads = shape.num_key_value_heads if config.heads is None else config.heads
-        return dataclasses.replace(
+        config = dataclasses.replace(
             config,
             preset=preset,
             layers=config.layers or shape.num_hidden_layers,
@@ -144,7 +144,12 @@ def _fill_shape(config: TrainConfig, device: torch.device) -> TrainConfig:
             ffn=config.ffn or ffn,
             context=config.context or shape.max_position_embeddings,
         )
-    assert config.hidden is not None
+    assert config.hidden and config.heads
+    if config.from_ is None and (config.hidden % config.heads or config.hidden // config.heads % 2):
+        raise ConfigError(
+            f"train: --hidden {config.hidden} and --heads {config.heads}: expected heads of the same even size; "
+            f"found {config.hidden / config.heads:g}"
+        )
     return dataclasses.replace(
         config,
         kv_heads=config.kv_heads or config.heads,
@@ -161,11 +166,6 @@ def ffn_for(hidden: int) -> int:
 def model_config(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
     """The network of a filled configuration. Raises ConfigError if the shape is impossible."""
     assert config.hidden and config.heads and config.layers and config.kv_heads and config.ffn and config.context
-    if config.hidden % config.heads or config.hidden // config.heads % 2:
-        raise ConfigError(
-            f"train: --hidden {config.hidden} and --heads {config.heads}: expected heads of the same even size; "
-            f"found {config.hidden / config.heads:g}"
-        )
     _bos_id, eos_id = bos_eos_ids(tokenizer)
     return ModelConfig(
         vocab_size=tokenizer.vocab_size,

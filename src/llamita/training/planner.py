@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,9 +29,9 @@ from llamita.training.budget import MIN_CLOSING_SECONDS
 from llamita.training.cpu_dtype import (
     LOSSES_AGREE,
     MIN_STEP_SPEEDUP,
-    MIN_TIMED_FLOPS,
     Dtype,
     candidate_dtypes,
+    is_worth_timing,
     product_speedup,
 )
 from llamita.training.defaults import (
@@ -97,11 +97,13 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """filled: the complete configuration; best: the chosen estimate; estimates: all of them; timing:
-    of the timed shape that is nearest to the best; make_outlook: see outlook."""
+    """filled: the complete configuration; best: the chosen estimate; step_tokens: tokens of a step,
+    about; estimates: all of them; timing: of the timed shape that is nearest to the best;
+    make_outlook: see outlook."""
 
     filled: TrainConfig
     best: Estimate
+    step_tokens: int
     estimates: tuple[Estimate, ...]
     timing: Timing
     vocab_size: int
@@ -204,61 +206,68 @@ def plan_run(
     seconds = max(0.1 * 60 * minutes, 60 * minutes * TRAINING_SHARE - MIN_CLOSING_SECONDS)
     context = config.context or choose_context(lengths, device)
     unique_tokens = int(lengths.sum())
-    shapes = shapes_that_fit(config, candidate_shapes(config, context, device.type), vocab_size, free, device)
-
-    def flops(shape: Shape) -> float:
-        return flops_per_token(model_shape(shape, vocab_size, untied=not config.tie_embeddings), context)
-
-    def choose_from(
-        points: list[tuple[float, float]], time_factor: float = 1.0, text_factor: float = 1.0
-    ) -> tuple[Estimate, tuple[Estimate, ...]]:
-        return choose_shape(
-            points, shapes, vocab_size, time_factor * seconds, text_factor * unique_tokens,
-            untied=not config.tie_embeddings,
-        )  # fmt: skip
-
-    def predict(time_factor: float, text_factor: float) -> Forecast:
-        best = choose_from(points, time_factor, text_factor)[0]
-        return forecast(best.num_parameters, best.tokens, text_factor * unique_tokens)
-
+    fitting = shapes_that_fit(config, candidate_shapes(config, context, device.type), vocab_size, free, device)
+    ladder = _Ladder(fitting, vocab_size, untied=not config.tie_embeddings)
     start, allowed = time.monotonic(), min(PROBE_SECONDS[1], max(PROBE_SECONDS[0], PROBE_SHARE * 60 * minutes))
-    points: list[tuple[float, float]] = []
-    timed: dict[Shape, Timing] = {}
 
     def has_time() -> bool:
         return time.monotonic() - start < MAX_PLANNING_SHARE * 60 * minutes
 
-    def measure(width: int) -> None:
-        """Time the shape with the nearest width that was not timed yet. If it does not fit into the
-        GPU's memory, larger ones do not either: drop them all, and time the next."""
-        while others := [shape for shape in shapes if shape not in timed]:
-            shape = min(others, key=lambda shape: abs(shape.hidden_size - width))
-            try:
-                timed[shape] = time_dtypes(
-                    apply_shape(config, shape), dtypes, vocab_size, device, world_size, allowed, free
-                )
-            except RuntimeError as error:
-                if shape is shapes[0] or not is_out_of_memory(error):
-                    raise
-                del shapes[shapes.index(shape) :]
-                continue
-            points.append((flops(shape), timed[shape].seconds))
-            return
+    def time_shape(shape: Shape) -> Timing:
+        return time_dtypes(apply_shape(config, shape), dtypes, vocab_size, device, world_size, allowed, free)
+
+    def predict(time_factor: float, text_factor: float) -> Forecast:
+        best = ladder.choose(time_factor * seconds, text_factor * unique_tokens)[0]
+        return forecast(best.num_parameters, best.tokens, text_factor * unique_tokens)
 
     for width in PROBE_WIDTHS[device.type]:
-        if not points or has_time():
-            measure(width)
-    best = choose_from(points)[0]
-    if best.shape not in timed and has_time():  # measure the best shape itself
-        measure(best.shape.hidden_size)
-    best, estimates = choose_from(points)
-    nearest = timed[min(timed, key=lambda shape: abs(shape.hidden_size - best.shape.hidden_size))]
+        if not ladder.timings or has_time():
+            ladder.measure(width, time_shape)
+    best = ladder.choose(seconds, unique_tokens)[0]
+    if best.shape not in ladder.timings and has_time():  # measure the best shape itself
+        ladder.measure(best.shape.hidden_size, time_shape)
+    best, estimates = ladder.choose(seconds, unique_tokens)
+    nearest = ladder.timings[nearest_shape(ladder.timings, best.shape.hidden_size)]
     config = apply_generations(dataclasses.replace(config, dtype=nearest.dtype), best.epochs)
     tokens = plan_step_tokens(best, config.generations or 1, device, world_size)
     chosen = apply_step_tokens(apply_shape(config, best.shape), tokens, world_size, free, device)
     filled = fill_defaults(chosen, device, world_size)
     outlook = functools.partial(make_outlook, predict, minutes, best.tokens, unique_tokens)
-    return Plan(filled, best, estimates, nearest, vocab_size, describe_device(device), outlook)
+    return Plan(filled, best, tokens, estimates, nearest, vocab_size, describe_device(device), outlook)
+
+
+class _Ladder:
+    """The shapes to choose from, and timings of some, from which the speeds of all follow."""
+
+    def __init__(self, shapes: list[Shape], vocab_size: int, *, untied: bool) -> None:
+        self.shapes, self.vocab_size, self.untied = shapes, vocab_size, untied
+        self.timings: dict[Shape, Timing] = {}
+
+    def measure(self, width: int, time_shape: Callable[[Shape], Timing]) -> None:
+        """Time the shape with the nearest width that was not timed yet. If it does not fit into the
+        GPU's memory, larger ones do not either: drop them all, and time the next."""
+        while others := [shape for shape in self.shapes if shape not in self.timings]:
+            shape = nearest_shape(others, width)
+            try:
+                self.timings[shape] = time_shape(shape)
+                return
+            except RuntimeError as error:
+                if shape is self.shapes[0] or not is_out_of_memory(error):
+                    raise
+                del self.shapes[self.shapes.index(shape) :]
+
+    def choose(self, seconds: float, unique_tokens: float) -> tuple[Estimate, tuple[Estimate, ...]]:
+        """The best estimate and all estimates, for this time of training and this text."""
+        points = []
+        for shape, timing in self.timings.items():
+            model = model_shape(shape, self.vocab_size, untied=self.untied)
+            points.append((flops_per_token(model, shape.max_position_embeddings), timing.seconds))
+        return choose_shape(points, self.shapes, self.vocab_size, seconds, unique_tokens, untied=self.untied)
+
+
+def nearest_shape(shapes: Iterable[Shape], width: int) -> Shape:
+    """The shape with the nearest width."""
+    return min(shapes, key=lambda shape: abs(shape.hidden_size - width))
 
 
 def describe_device(device: torch.device) -> str:
@@ -488,15 +497,14 @@ def resolve_plan(
         config, vocab_size=vocab_size, lengths=lengths, device=ranks.device, world_size=ranks.world_size, free=free
     )
     best = plan.best
-    tokens = plan_step_tokens(best, plan.filled.generations or 1, ranks.device, ranks.world_size)
-    hidden, agreed_tokens, epochs, is_bfloat16 = ranks.broadcast_from_first(
-        best.shape.hidden_size, tokens, best.epochs, plan.filled.dtype == "bfloat16"
+    hidden, tokens, epochs, is_bfloat16 = ranks.broadcast_from_first(
+        best.shape.hidden_size, plan.step_tokens, best.epochs, plan.filled.dtype == "bfloat16"
     )
     assert plan.filled.context
     config = apply_generations(dataclasses.replace(config, dtype="bfloat16" if is_bfloat16 else "float32"), epochs)
     shapes = candidate_shapes(config, plan.filled.context, ranks.device.type)
     shape = next(each for each in shapes if each.hidden_size == round(hidden))
-    config = apply_step_tokens(apply_shape(config, shape), round(agreed_tokens), ranks.world_size, free, ranks.device)
+    config = apply_step_tokens(apply_shape(config, shape), round(tokens), ranks.world_size, free, ranks.device)
     return config, describe_plan(plan)[0]
 
 
@@ -504,7 +512,12 @@ def _choose_dtype(
     config: TrainConfig, vocab_size: int, epoch_tokens: int, ranks: Ranks, say: Callable[[str], None]
 ) -> TrainConfig:
     """The configuration of a shape that the user chose, with --dtype resolved."""
-    dtypes = candidate_dtypes(config, ranks.device) if _is_worth_timing(config, vocab_size, epoch_tokens, ranks) else ()
+    filled = fill_defaults(config, ranks.device, ranks.world_size, epoch_tokens=epoch_tokens)
+    assert filled.context and filled.micro_batch_size
+    model = model_shape(filled_shape(filled), vocab_size, untied=not filled.tie_embeddings)
+    tokens_per_step = filled.micro_batch_size * filled.context * filled.grad_accum_steps * ranks.world_size
+    is_long = is_worth_timing(filled, flops_per_token(model, filled.context), tokens_per_step, epoch_tokens)
+    dtypes = candidate_dtypes(config, ranks.device) if is_long else ()
     timing = Timing(0.0, "float32")
     if len(dtypes) > 1:
         timing = time_dtypes(config, dtypes, vocab_size, ranks.device, ranks.world_size, PROBE_SECONDS[0])
@@ -514,19 +527,6 @@ def _choose_dtype(
         fixed = "" if config.steps is None and config.epochs is None else "; --dtype float32 makes runs repeatable"
         say(f"dtype: {describe_timing(timing)}{agree}{fixed}")
     return dataclasses.replace(config, dtype="bfloat16") if is_bfloat16 else resolve_dtype(config, ranks.device)
-
-
-def _is_worth_timing(config: TrainConfig, vocab_size: int, epoch_tokens: int, ranks: Ranks) -> bool:
-    """Whether a run is long enough to choose its type; with --minutes always."""
-    filled = fill_defaults(config, ranks.device, ranks.world_size, epoch_tokens=epoch_tokens)
-    if filled.minutes is not None:
-        return True
-    assert filled.context and filled.micro_batch_size
-    tokens = (filled.epochs or 0.0) * epoch_tokens
-    if filled.steps is not None:
-        tokens = filled.steps * filled.micro_batch_size * filled.context * filled.grad_accum_steps * ranks.world_size
-    model = model_shape(filled_shape(filled), vocab_size, untied=not filled.tie_embeddings)
-    return tokens * flops_per_token(model, filled.context) >= MIN_TIMED_FLOPS
 
 
 def filled_shape(config: TrainConfig) -> Shape:

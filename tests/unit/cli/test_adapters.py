@@ -42,7 +42,9 @@ def test_merge(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "adapter_config.json is missing" in capsys.readouterr().err
 
 
-def test_an_adapter_of_another_base_is_told(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_adapter_of_another_base_gives_a_warning(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(folder / "adapter", tmp_path / "adapter")
     config = tmp_path / "adapter" / "adapter_config.json"
     values = json.loads(config.read_text())

@@ -45,7 +45,7 @@ def test_bits_nats_and_perplexity_agree(
     assert "samples" not in values
 
 
-def test_a_checkpoint_and_its_file_tell_the_same(
+def test_a_checkpoint_and_its_file_get_the_same_score(
     checkpoint: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], engine_build: Path
 ) -> None:
     prompts, saved = tmp_path / "prompts.txt", tmp_path / "samples.jsonl"

@@ -25,6 +25,7 @@ from llamita.formats.rope_order import permute_qk, unpermute_qk  # noqa: E402
 from llamita.formats.tensor_table import tensor_table  # noqa: E402
 from llamita.model.llama import rope_frequencies  # noqa: E402
 from llamita.tokenizer import load_tokenizer  # noqa: E402
+from tests.rope_scalings import LLAMA3  # noqa: E402
 
 MakeCheckpoint = Callable[..., Path]
 # The largest relative error of a tensor of normal noise, with room.
@@ -97,11 +98,7 @@ def test_metadata_of_a_sentencepiece_tokenizer(make_checkpoint: MakeCheckpoint, 
 
 def test_llama3_scaling_becomes_factors(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     """theta^(-2i/S) divided by the factors is what the network itself computes."""
-    scaling = {
-        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
-    }  # fmt: skip
-    checkpoint = make_checkpoint(tmp_path / "model", rope_scaling=scaling, head_dim=32, rope_theta=5e5)
+    checkpoint = make_checkpoint(tmp_path / "model", rope_scaling=LLAMA3, head_dim=32, rope_theta=5e5)
     export(checkpoint, tmp_path / "model.gguf", "q8_0")
     file, config = read_gguf(tmp_path / "model.gguf"), load_config(checkpoint)
     factors = file.dequantize("rope_freqs.weight")

@@ -24,12 +24,9 @@ from llamita.formats.gguf_keys import GgufKey, known_keys  # noqa: E402
 from llamita.tokenizer import load_tokenizer  # noqa: E402
 from llamita.tokenizer.chat_templates import CHAT_TEMPLATES  # noqa: E402
 from llamita.tokenizer.gguf import tokenizer_from_gguf  # noqa: E402
+from tests.rope_scalings import LLAMA3  # noqa: E402
 
 MakeCheckpoint = Callable[..., Path]
-LLAMA3 = {
-    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])

@@ -17,16 +17,8 @@ from llamita.convert.export import export
 from llamita.convert.import_model import import_model
 from llamita.errors import FormatError
 from llamita.formats.gguf import read_gguf, write_gguf
+from tests.rope_scalings import LONGROPE, YARN
 
-YARN = {
-    "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512, "attention_factor": 1.3,
-    "beta_fast": 16.0, "beta_slow": 2.0,
-}  # fmt: skip
-LONGROPE = {
-    "rope_type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
-    "long_factor": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0], "original_max_position_embeddings": 16,
-    "attention_factor": 1.2,
-}  # fmt: skip
 DYNAMIC = {"rope_type": "dynamic", "factor": 4.0}
 
 

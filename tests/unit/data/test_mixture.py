@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from llamita.data.batches import IGNORED, Batches
 from llamita.data.mixture import JoinedDocuments, Mixture, open_documents, parse_store
 from llamita.data.token_store import TokenStore
 from llamita.errors import ConfigError, StoreError
+from tests.training_runs import stop_at
 
 BOS, EOS = 1, 2
 
@@ -165,7 +164,6 @@ def test_training_on_two_stores_resumes_exactly(
 
     from llamita.config import TrainConfig
     from llamita.training.pretraining import train
-    from llamita.training.trainer import Trainer
 
     first, second, _ = stores
 
@@ -178,16 +176,9 @@ def test_training_on_two_stores_resumes_exactly(
         stores = (f"{first}:1.5", f"{second}:{weight}")
         return train(TrainConfig(data=stores, out=tmp_path / name, **(values | changes)))
 
-    real = Trainer._step
-
-    def step_and_signal(self: Trainer) -> None:
-        if self.state.progress.step == 7:
-            os.kill(os.getpid(), signal.SIGINT)
-        real(self)
-
     assert run("whole").summary["steps"] == 12
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_step", step_and_signal)
+        stop_at(patched, 7)
         assert run("parts").interrupted
     with pytest.raises(ConfigError, match="stores of the data"):
         run("parts", weight="0.75", resume=True)

@@ -24,11 +24,9 @@ from llamita.errors import CheckpointError, ConfigError, TrainingError
 from llamita.finetune import dpo, dpo_evaluate
 from llamita.finetune.dpo_evaluate import NAME, Reference, load_reference, save_reference
 from llamita.finetune.run import finetune, show_preview
-from llamita.run_directory import read_metrics
 from llamita.training.trainer import Trainer
+from tests.training_runs import stop_at, untimed
 from tests.unit.finetune.conftest import WORDS, evaluations
-
-TIMINGS = ("seconds", "evaluation_seconds", "tokens_per_second", "mfu")
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +49,6 @@ def make_config(base: Path, data: Path, out: Path, **changes: Any) -> FinetuneCo
         "val_fraction": 0.25, "learning_rate": 2e-3, "micro_batch_size": 2,
     }  # fmt: skip
     return FinetuneConfig(checkpoint=base, data=data, out=out, **(values | changes))
-
-
-def untimed(run: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in read_metrics(run)]
 
 
 @pytest.mark.parametrize("kind", ["dpo", "ipo"])
@@ -95,15 +89,8 @@ def test_resumed_equals_uninterrupted(
     """Bit for bit, and the reference is the one of the beginning."""
     options: dict[str, Any] = {"label_smoothing": 0.1, "dropout": 0.1, "steps": 8, "eval_interval": 4}
     finetune(make_config(chat_checkpoint, pairs, tmp_path / "whole", **options))
-    real = Trainer._step
-
-    def step_and_signal(self: Trainer) -> None:
-        if self.state.progress.step == 5:
-            os.kill(os.getpid(), signal.SIGINT)
-        real(self)
-
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_step", step_and_signal)
+        stop_at(patched, 5)
         assert finetune(make_config(chat_checkpoint, pairs, tmp_path / "parts", **options)).interrupted
     reference = (tmp_path / "parts" / NAME).read_bytes()
     (tmp_path / "parts" / NAME).write_bytes(reference[:100])

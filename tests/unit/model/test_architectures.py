@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from llamita.checkpoint import load_config, load_model, load_tensors
-from llamita.config import ModelConfig, TrainConfig
+from llamita.config import TrainConfig
 from llamita.convert.export import export
 from llamita.convert.import_model import import_model
 from llamita.convert.inspect import inspect
@@ -32,6 +32,8 @@ from llamita.training.activation_checkpointing import checkpoint_activations
 from llamita.training.fused_cpu import can_fuse
 from llamita.training.loss import SummedLoss
 from llamita.training.optimizer import build_optimizer
+from tests.rope_scalings import LLAMA3
+from tests.unit.model.conftest import make_config
 
 MakeCheckpoint = Callable[..., Path]
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -39,14 +41,6 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3": {"architecture": "qwen3", "use_qk_norm": True, "head_dim": 32},
     "smollm3": {"architecture": "smollm3", "no_rope_layers": (3,), "num_hidden_layers": 5},
 }
-
-
-def make_config(**changes: Any) -> ModelConfig:
-    values = {
-        "vocab_size": 61, "hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 40,
-    }  # fmt: skip
-    return ModelConfig(**(values | changes))
 
 
 def make_model(**changes: Any) -> Llama:
@@ -252,11 +246,7 @@ def test_what_other_formats_cannot_express(make_checkpoint: MakeCheckpoint, tmp_
         export(odd, tmp_path / "odd.gguf", "f32")
     with pytest.raises(FormatError, match=r"llama2.c's .bin: architecture: .* assume llama, the model has smollm3"):
         export(odd, tmp_path / "odd.bin")
-    scaling = {
-        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 32,
-    }  # fmt: skip
-    scaled = make_checkpoint(tmp_path / "scaled", **ARCHITECTURES["qwen3"], rope_scaling=scaling)
+    scaled = make_checkpoint(tmp_path / "scaled", **ARCHITECTURES["qwen3"], rope_scaling=LLAMA3)
     with pytest.raises(FormatError, match="rope_scaling: expected none, linear or yarn for qwen3, found llama3"):
         export(scaled, tmp_path / "scaled.gguf", "f32")
 

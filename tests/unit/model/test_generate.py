@@ -66,7 +66,7 @@ def test_stops_at_an_end_id_and_at_the_contexts_end(model: Llama) -> None:
 
 
 def test_the_seed_determines_the_ids(model: Llama) -> None:
-    def tell(seed: int) -> list[int]:
+    def sample(seed: int) -> list[int]:
         return list(generate(model, [1], 15, temperature=1.5, seed=seed))
 
-    assert tell(1) == tell(1) and tell(1) != tell(2)
+    assert sample(1) == sample(1) and sample(1) != sample(2)

@@ -8,17 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from llamita.config import ModelConfig
 from llamita.model.kv_cache import KVCache
 from llamita.model.llama import Llama, rope_frequencies
-
-
-def make_config(**changes: Any) -> ModelConfig:
-    values = {
-        "vocab_size": 61, "hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 40,
-    }  # fmt: skip
-    return ModelConfig(**(values | changes))
+from tests.unit.model.conftest import make_config
 
 
 def make_model(**changes: Any) -> Llama:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from llamita.cli import main
 from llamita.console import format_speed
 from llamita.errors import TrainingError
 from llamita.report.charts import centered_means
+from llamita.report.gains import Gains, find_gains
 from llamita.report.history import read_history
 from llamita.report.outlook import outlook_chart, run_outlook
 from llamita.report.page import lang
@@ -247,6 +249,14 @@ def test_a_divergence_is_marked_and_discarded_lines_are_set_apart(tmp_path: Path
     page = page_of(tmp_path / "run")
     assert "Diverged once" in page and "step 35: inf" in page and 'class="c0 rolled_back"' in page
     assert 'class="note"' in page and ">diverged</text>" in page
+
+
+def test_gains_are_of_evaluations_with_finite_numbers() -> None:
+    values: list[Any] = [math.inf, math.nan, True, "2", None, 2, 1.5]
+    lines = [eval_line(step, bpb=value, old_bpb=4.0) for step, value in enumerate(values)]
+    assert find_gains(lines) == Gains((2, 1.5), (4.0, 4.0))
+    lines[-1]["old_bpb"] = math.inf
+    assert find_gains(lines) == Gains((2, 1.5), None)
 
 
 def test_generations_are_marked(tmp_path: Path) -> None:

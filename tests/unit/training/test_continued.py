@@ -26,7 +26,7 @@ from llamita.training.continued import MAX_FORGETTING, PEAK_SHARE, REPLAY_SHARE 
 from llamita.training.optimizer import optimizer_tensors  # noqa: E402
 from llamita.training.pretraining import ContinuedPretraining, train  # noqa: E402
 from llamita.training.trainer import Trainer  # noqa: E402
-from tests.unit.training.conftest import untimed  # noqa: E402
+from tests.training_runs import stop_at, untimed  # noqa: E402
 
 NEW = [f"Number {i} met number {i + 1} and said hello to it." for i in range(900)]
 
@@ -152,15 +152,8 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(
     made: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(continued(made, tmp_path / "whole"))
-    real = Trainer._step
-
-    def stop(self: Trainer) -> None:
-        if self.state.progress.step == 7:
-            os.kill(os.getpid(), signal.SIGINT)
-        real(self)
-
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_step", stop)
+        stop_at(patched, 7)
         assert train(continued(made, tmp_path / "parts")).interrupted
     assert not train(continued(made, tmp_path / "parts", resume=True)).interrupted
     for name in ("model.safetensors", "training/state.safetensors", "README.md"):

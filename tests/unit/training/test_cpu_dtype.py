@@ -67,7 +67,7 @@ def test_what_is_worth_timing(
         ({}, "float32", 2.0, "auto"),
         ({}, None, 2.0, "auto"),  # of a checkpoint from elsewhere
         ({"minutes": 1.0}, "bfloat16", 2.0, "auto"),  # the planner times steps
-        ({"activation_checkpointing": True}, "bfloat16", 2.0, "float32"),
+        ({"activation_checkpointing": True}, "bfloat16", 2.0, "auto"),  # float32 on every CPU
         ({"dtype": "float32"}, "bfloat16", 2.0, "float32"),
         ({"dtype": "bfloat16"}, "float32", 0.02, "bfloat16"),
     ],
@@ -136,7 +136,7 @@ def test_runs_counted_in_steps_or_epochs_are_timed_if_they_are_long(
 def test_a_resumed_run_keeps_its_type(
     bfloat16_from: list[int], story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planner, "MIN_TIMED_FLOPS", 0.0)
+    monkeypatch.setattr(cpu_dtype, "MIN_TIMED_FLOPS", 0.0)
     shape = {"layers": 1, "hidden": 32, "heads": 2, "context": 32, "micro_batch_size": 1, "threads": 1}
     config = TrainConfig(data=story_store, out=tmp_path / "run", steps=2, **shape)
     train(config)

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -14,6 +15,8 @@ torch = pytest.importorskip("torch")
 from llamita.config import PRESETS, TrainConfig  # noqa: E402
 from llamita.errors import ConfigError  # noqa: E402
 from llamita.training.defaults import decay_for, fill_defaults, model_config, noise_for  # noqa: E402
+from llamita.training.distributed import Ranks  # noqa: E402
+from llamita.training.planner import resolve_plan  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -57,11 +60,14 @@ def test_weight_decay_grows_with_epochs() -> None:
     assert fill_defaults(dataclasses.replace(steps, weight_decay=0.2), CPU, 1, epoch_tokens=10).weight_decay == 0.2
 
 
-def test_invalid_shapes_are_refused() -> None:
-    tokenizer = SimpleNamespace(vocab_size=99, bos_id=0, eos_id=0)
-    odd = fill_defaults(make_config(layers=1, hidden=30, heads=4), CPU, 1)
+@pytest.mark.parametrize("length", [{}, {"minutes": 1.0}, {"steps": 3}, {"epochs": 1.0}])
+@pytest.mark.parametrize("shape", [{"layers": 1, "hidden": 30, "heads": 4}, {"preset": "3M", "hidden": 30, "heads": 4}])
+def test_heads_of_an_odd_size_are_refused_by_their_options(shape: dict[str, Any], length: dict[str, Any]) -> None:
+    """Before a step of the shape is timed, which does not know the options."""
     with pytest.raises(ConfigError, match="--hidden 30 and --heads 4: expected heads of the same even size"):
-        model_config(odd, tokenizer)  # type: ignore[arg-type]
+        resolve_plan(
+            make_config(**shape, **length), vocab_size=99, lengths=np.full(9, 99), ranks=Ranks(0, 1, CPU), say=print
+        )
 
 
 def test_types() -> None:

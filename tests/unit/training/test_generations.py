@@ -28,7 +28,7 @@ from llamita.training.planner import apply_generations  # noqa: E402
 from llamita.training.pretraining import SEED_STEP, train  # noqa: E402
 from llamita.training.trainer import Trainer  # noqa: E402
 from llamita.training.weight_rounding import WeightRounding  # noqa: E402
-from tests.unit.training.conftest import stop_at, untimed  # noqa: E402
+from tests.training_runs import stop_at, untimed  # noqa: E402
 
 
 def make_config(store: Path, out: Path, **changes: Any) -> TrainConfig:

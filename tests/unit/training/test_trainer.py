@@ -36,7 +36,7 @@ from llamita.training.prefetch import StepStream  # noqa: E402
 from llamita.training.pretraining import train  # noqa: E402
 from llamita.training.run import explain_out_of_memory, run_task  # noqa: E402
 from llamita.training.trainer import Trainer  # noqa: E402
-from tests.unit.training.conftest import stop_at, untimed  # noqa: E402
+from tests.training_runs import stop_at, untimed  # noqa: E402
 
 
 def make_config(store: Path, out: Path, **changes: Any) -> TrainConfig:

@@ -151,81 +151,103 @@ def _spans(page: Any, pdfium: Any) -> list[Span]:
     rotation, width, height = page.get_rotation(), page.get_width(), page.get_height()
     box = pdfium.FS_RECTF()
     place = ctypes.byref(box)
-    spans: list[Span] = []
-    turned = 0
-    current: list[str] = []
-    cuts: list[tuple[float, int]] = []  # after gaps that may be between cells
-    left = bottom = right = top = size = 0.0
-    word_right: float | None = None
-    is_broken = False
     count = pdfium.FPDFText_CountChars(text_page)
     if count > MAX_PAGE_CHARACTERS:
         raise ReaderError(f"a page has {count:,} characters, expected at most {MAX_PAGE_CHARACTERS:,}")
-
-    def finish() -> None:
-        text = clean("".join(current))
-        if text:
-            ends = [start for _, start in cuts[1:]] + [len(current)]
-            pieces = [(x, clean("".join(current[start:end]))) for (x, start), end in zip(cuts, ends, strict=True)]
-            spans.append(
-                Span(text, left, bottom, right, top, size, right if word_right is None else word_right, tuple(pieces))
-            )
-        current.clear()
-        cuts.clear()
-
+    builder = _SpanBuilder()
     for index in range(count):
         code = pdfium.FPDFText_GetUnicode(text_page, index)
         if pdfium.FPDFText_IsGenerated(text_page, index) == 1:
             if code in (10, 13):
-                is_broken = True
-            elif current and current[-1] != " ":
-                current.append(" ")
-                word_right = right if word_right is None else word_right
+                builder.is_broken = True
+            else:
+                builder.add_space()
             continue
         if code in (0, 10, 13) or not pdfium.FPDFText_GetLooseCharBox(text_page, index, place):
             continue
         x0, y0, x1, y1 = box.left, box.bottom, box.right, box.top
         if rotation:
             x0, y0, x1, y1 = _rotate(rotation, x0, y0, x1, y1, width, height)
-        em = y1 - y0
-        if em <= 0 or x1 < x0:
+        if y1 <= y0 or x1 < x0:
             continue
         character = "-" if code in (2, 0xFFFE) else chr(code) if code <= 0x10FFFF else ""
         if not 0xD800 <= code < 0xDC00 and character.isspace():
-            if current and current[-1] != " " and x0 - right < _SPAN_GAP * size:
-                current.append(" ")
-                word_right = right if word_right is None else word_right
-            continue
-        if current:
-            gap, overlap = x0 - right, min(top, y1) - max(bottom, y0)
-            is_same = overlap > 0.4 * min(em, top - bottom) and -0.7 * size < gap < _SPAN_GAP * max(size, em)
-            if is_same and not (is_broken and gap > 0.6 * size):
-                if current[-1] == " " and gap < 0.5 * size and _is_cjk(character) and _is_cjk(current[-2:-1]):
-                    current.pop()
-                elif current[-1] != " " and gap > 0.25 * size and not (_is_cjk(character) or _is_cjk(current[-1:])):
-                    current.append(" ")
-                    word_right = right if word_right is None else word_right
-                if gap > _CELL_GAP * size:
-                    cuts.append((x0, len(current)))
-                current.append(character)
-                right, bottom, top = max(right, x1), min(bottom, y0), max(top, y1)
-                if len(current) <= 3:  # not that of a bullet
-                    size = em
-                is_broken = False
-                continue
-            finish()
-        angle = pdfium.FPDFText_GetCharAngle(text_page, index)
-        if 0.3 < angle < 5.98 and not rotation:
-            turned += 1
-            continue
-        cuts.append((x0, 0))
-        word_right = None
-        current.append(character)
-        left, bottom, right, top, size = x0, y0, x1, y1, em
-        is_broken = False
-    finish()
+            if x0 - builder.right < _SPAN_GAP * builder.size:
+                builder.add_space()
+        elif not builder.extend(character, x0, y0, x1, y1):
+            is_turned = not rotation and 0.3 < pdfium.FPDFText_GetCharAngle(text_page, index) < 5.98
+            if not is_turned:
+                builder.begin(character, x0, y0, x1, y1)
+    builder.finish()
     holder.close()
-    return spans
+    return builder.spans
+
+
+class _SpanBuilder:
+    """Joins characters to spans. right, size: of the open span; is_broken: a line ended after its
+    last character."""
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+        self.right = self.size = 0.0
+        self.is_broken = False
+        self._left = self._bottom = self._top = 0.0
+        self._word_right: float | None = None
+        self._text: list[str] = []
+        self._cuts: list[tuple[float, int]] = []  # after gaps that may be between cells
+
+    def begin(self, character: str, x0: float, y0: float, x1: float, y1: float) -> None:
+        """Begin a span; the last one must be finished."""
+        self._cuts.append((x0, 0))
+        self._text.append(character)
+        self._left, self._bottom, self.right, self._top = x0, y0, x1, y1
+        self.size, self._word_right, self.is_broken = y1 - y0, None, False
+
+    def add_space(self) -> None:
+        """Add a space to the open span, if it does not end with one."""
+        if self._text and self._text[-1] != " ":
+            self._text.append(" ")
+            self._word_right = self.right if self._word_right is None else self._word_right
+
+    def extend(self, character: str, x0: float, y0: float, x1: float, y1: float) -> bool:
+        """Add a character to the open span and return True; or finish the span, if the character
+        stands elsewhere, and return False."""
+        if not self._text:
+            return False
+        em, gap = y1 - y0, x0 - self.right
+        overlap = min(self._top, y1) - max(self._bottom, y0)
+        is_same = overlap > 0.4 * min(em, self._top - self._bottom) and (
+            -0.7 * self.size < gap < _SPAN_GAP * max(self.size, em)
+        )
+        if not is_same or (self.is_broken and gap > 0.6 * self.size):
+            self.finish()
+            return False
+        text = self._text
+        if text[-1] == " " and gap < 0.5 * self.size and _is_cjk(character) and _is_cjk(text[-2:-1]):
+            text.pop()
+        elif gap > 0.25 * self.size and not (_is_cjk(character) or _is_cjk(text[-1:])):
+            self.add_space()
+        if gap > _CELL_GAP * self.size:
+            self._cuts.append((x0, len(text)))
+        text.append(character)
+        self.right, self._bottom, self._top = max(self.right, x1), min(self._bottom, y0), max(self._top, y1)
+        if len(text) <= 3:  # not that of a bullet
+            self.size = em
+        self.is_broken = False
+        return True
+
+    def finish(self) -> None:
+        """End the open span, if there is one."""
+        text = clean("".join(self._text))
+        if text:
+            ends = [start for _, start in self._cuts[1:]] + [len(self._text)]
+            parts = tuple(
+                (x, clean("".join(self._text[start:end]))) for (x, start), end in zip(self._cuts, ends, strict=True)
+            )
+            word_right = self.right if self._word_right is None else self._word_right
+            self.spans.append(Span(text, self._left, self._bottom, self.right, self._top, self.size, word_right, parts))
+        self._text.clear()
+        self._cuts.clear()
 
 
 def _is_cjk(text: str | list[str]) -> bool:
@@ -347,7 +369,7 @@ def _drop_edges(pages: list[Page]) -> None:
             edges.append((number, row, key))
             places[key].add(number)
     dropped: set[int] = set()
-    for _, row, (text, place) in edges:
+    for number, row, (text, place) in edges:
         on = set().union(*(places.get((text, place + shift), set()) for shift in (-1, 0, 1)))
         repeats = len(on) >= 3 or (len(on) == 2 and len(pages) <= 4)
         is_number = _PAGE_NUMBER.fullmatch(row.text) and (
@@ -458,12 +480,12 @@ def _write_column(rows: list[Row], page: Page, body: float, writer: _Writer) -> 
             start, is_first = end, False
             continue
         end = start + 1
-        text = _plain(rows[start])
+        text = rows[start].text
         while end < len(rows) and not tables[end] and (end < notes) == (start < notes):
             ends = _break(rows[end - 1], rows[end], edge[end - 1], pitch)
             if ends == "block":
                 break
-            text = f"{text}\n{_plain(rows[end])}" if ends == "line" else writer.join(text, _plain(rows[end]))
+            text = f"{text}\n{rows[end].text}" if ends == "line" else writer.join(text, rows[end].text)
             end += 1
         if start >= notes:
             writer.note(text)
@@ -471,10 +493,6 @@ def _write_column(rows: list[Row], page: Page, body: float, writer: _Writer) -> 
             is_full = rows[end - 1].right > edge[end - 1] - 6 * rows[end - 1].size
             writer.block(text, rows[start].size, joins=is_first, goes_on=is_full and end in (notes, len(rows)))
         start, is_first = end, False
-
-
-def _plain(row: Row) -> str:
-    return row.text
 
 
 def _cells(row: Row) -> list[str]:

@@ -1,4 +1,4 @@
-"""Helpers of the training tests."""
+"""What tests that train share: a run's metrics without times, a signal in the middle of a step."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from llamita.run_directory import read_metrics
-
 TIMINGS = ("seconds", "evaluation_seconds", "tokens_per_second", "mfu")
 
 
 def untimed(run: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, without what differs from one run to the next."""
+    from llamita.run_directory import read_metrics  # needs torch
+
     return [{key: value for key, value in line.items() if key not in TIMINGS} for line in read_metrics(run)]
 
 
