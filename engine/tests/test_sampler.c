@@ -169,15 +169,26 @@ static int check_picks(llamita_sampler_params params, const float *logits, int32
     return 0;
 }
 
-/* Peaked, wide, flat, with the mass at the end, and with many ties that the cut goes through. */
+/* Peaked, wide, flat, with the mass at the end, and with many ties that the cut goes through, also
+ * ties far below, after most tokens were left behind. */
 static void fill_large(float *logits, int32_t vocab_size, int shape) {
     for (int32_t i = 0; i < vocab_size; i++) {
         float noise = 0;
         for (int j = 0; j < 6; j++) noise += random_float(); /* almost normal, deviation 1.4 */
         const float rank = -1.1f * logf((float)(i + 1));
         const float late = -0.01f * (float)(vocab_size - i);
-        const float values[] = {rank + 2.0f * noise, rank + noise,         0.3f * noise, late,
-                                floorf(noise),       floorf(noise + rank), 0.0f,         40.0f * noise};
+        const float values[] = {rank + 2.0f * noise,
+                                rank + noise,
+                                0.3f * noise,
+                                late,
+                                floorf(noise),
+                                floorf(noise + rank),
+                                0.0f,
+                                40.0f * noise,
+                                -0.5f * floorf(sqrtf((float)i)),
+                                i % 997 == 5  ? noise
+                                : i % 31 == 5 ? -9.0f
+                                              : -14.0f};
         logits[i] = values[shape];
     }
 }
@@ -186,7 +197,7 @@ static void test_large(void) {
     static float logits[LARGE];
     static const float masses[] = {0.9f, 0.5f, 0.95f, 0.999f, 0.01f, 1.0f};
     int doubtful = 0, cases = 0;
-    for (int shape = 0; shape < 8; shape++)
+    for (int shape = 0; shape < 10; shape++)
         for (int round = 0; round < 10; round++) {
             const int32_t vocab_size = round == 0 ? LARGE : round == 1 ? 16 * 256 : 1 + random_below(LARGE);
             fill_large(logits, vocab_size, shape);
@@ -249,6 +260,39 @@ static void test_every_machine(void) {
     CHECK(hash == 0xe614eb132b022002u, "hash of all picks: 0x%llx", (unsigned long long)hash);
 }
 
+/* Steps that the hash does not cover: the plain loops pick the same tokens. */
+static void test_other_steps(void) {
+    static float logits[LARGE];
+    for (uint64_t round = 0; round < 96; round++) {
+        const int32_t vocab_size = (int32_t[]){LARGE, 16 * 256, 300}[round % 3];
+        fill_exactly(logits, vocab_size, round % 2, round);
+        llamita_sampler_params params = off;
+        params.seed = round;
+        params.temperature = round % 7 ? 0.9f : 3.0f;
+        if (round % 4 == 0) params.typical_p = 0.1f + 0.008f * (float)round;
+        if (round % 4 == 1) params.xtc_probability = 0.8f, params.xtc_threshold = 0.002f * (float)(round % 20);
+        if (round % 4 == 2) params.mirostat_tau = 0.1f * (float)round, params.mirostat_eta = 0.3f;
+        if (round % 4 == 3) params.dry_multiplier = 0.8f, params.dry_base = 1.7f;
+        if (round % 5 == 0) params.top_k = 1 + random_below(vocab_size);
+        if (round % 5 == 1) params.top_p = 0.8f, params.min_p = 0.1f;
+        params.dry_allowed_length = 1;
+        params.dry_window = 50;
+        llamita_sampler *fast = open_sampler(params, vocab_size), *plain = NULL;
+        REQUIRE(portable_open(&params, vocab_size, &plain, &error) == LLAMITA_OK, "%s", error.message);
+        for (int draw = 0; draw < 20; draw++) {
+            int32_t expected = -1;
+            CHECK(portable_pick(plain, logits, &expected, &error) == LLAMITA_OK, "%s", error.message);
+            const int32_t found = pick(fast, logits);
+            CHECK(found == expected, "round %d: %d, by plain loops %d", (int)round, (int)found, (int)expected);
+            CHECK(found >= 0 && found < vocab_size, "round %d: %d of %d", (int)round, (int)found, (int)vocab_size);
+            llamita_sampler_accept(fast, found % 8);
+            portable_accept(plain, found % 8);
+        }
+        llamita_sampler_close(fast);
+        portable_close(plain);
+    }
+}
+
 /* ------------------------------------------------------------------ the rest */
 
 static void test_greedy(void) {
@@ -267,6 +311,37 @@ static void test_greedy(void) {
         CHECK(found == best || found == next, "cold: expected %d or %d, found %d", best, next, (int)found);
     }
     for (int i = 0; i < 3; i++) llamita_sampler_close(samplers[i]);
+}
+
+/* However small the mass that is asked for, and however large the temperature: at least one token is
+ * left, of equal ones the first. Typical-p keeps equal ones together, and Mirostat drops none. */
+static void test_one_is_left(void) {
+    enum { SIZE = 6128, FIRST = 3 };
+    static float logits[SIZE] = {-9.0f, -9.0f, -9.0f};
+    const llamita_sampler_params steps[] = {
+        {.top_p = 1e-30f},
+        {.top_p = 1.0f, .top_k = 1},
+        {.top_p = 1.0f, .typical_p = 1e-30f, .min_p = 1.0f},
+        {.top_p = 1.0f, .mirostat_tau = 1e-3f, .mirostat_eta = 1.0f},
+        {.top_p = 0.9f, .top_k = 6000, .typical_p = 0.9f},
+    };
+    const float temperatures[] = {1.0f, 1e-30f, 1e4f, FLT_MAX}; /* with the last one all are equal */
+    for (int i = 0; i < 5; i++)
+        for (int t = 0; t < 4; t++) {
+            llamita_sampler_params params = steps[i];
+            params.temperature = temperatures[t];
+            params.repetition_penalty = 1.0f;
+            llamita_sampler *sampler = open_sampler(params, SIZE);
+            int32_t last = 0;
+            for (int draw = 0; draw < 20; draw++) {
+                const int32_t found = pick(sampler, logits);
+                const bool as_expected = i < 2 ? found == FIRST || t == 3 : found >= FIRST || t > 1;
+                CHECK(as_expected && found >= 0 && found < SIZE, "steps %d, %d: %d", i, t, (int)found);
+                if (found > last) last = found;
+            }
+            CHECK(i < 2 || last > SIZE / 2, "steps %d, %d: only tokens up to %d", i, t, (int)last);
+            llamita_sampler_close(sampler);
+        }
 }
 
 /* The same on every machine: these numbers were computed once and may not change. */
@@ -345,9 +420,11 @@ static void test_refusals(void) {
 
 int main(void) {
     test_greedy();
+    test_one_is_left();
     test_odds();
     test_large();
     test_every_machine();
+    test_other_steps();
     test_fixed_draws();
     test_penalty();
     test_refusals();
