@@ -34,6 +34,7 @@ NOUNS = {
     "woman": "she", "girl": "she", "sister": "she", "grandmother": "she", "mother": "she", "bird": "she",
     "magpie": "she", "goose": "she", "hen": "she",
 }  # fmt: skip
+PARENTS = {"Mama": "she", "Papa": "he", "Grandma": "she", "Grandpa": "he"}
 INTRODUCTION = re.compile(r"\b(named|friend|Do you know|visit) $")
 ELDER = re.compile(r"\b(Mrs\.|Mr\.|Miss|Aunt|Uncle|Captain|Old(?! (?:Mrs|Captain))) [A-Z][a-z]+")
 
@@ -43,13 +44,6 @@ def character_names() -> dict[str, str]:
     """The names of children and animals, and their pronouns."""
     tables = {"girls": "she", "animal girls": "she", "boys": "he", "animal boys": "he"}
     return {row["name"]: gender for table, gender in tables.items() for _, row in packaged_grammar().tables[table]}
-
-
-@functools.cache
-def parent_names() -> dict[str, tuple[str, str]]:
-    """What children call their parents: the pronoun, and who it is."""
-    rows = [row for _, row in packaged_grammar().tables["parents"]]
-    return {name: ("she" if "mother" in who else "he", who) for row in rows for who, name in row.items()}
 
 
 @functools.cache
@@ -65,8 +59,8 @@ def elder_names() -> dict[str, tuple[str, set[str]]]:
 def mistakes(story: str) -> list[str]:
     """What is wrong with the names and pronouns of a story: nothing if it holds together.
 
-    A character must be presented before their name is used, and only once; all words for parents
-    must be those of one family; he and she need somebody in this paragraph or the one before.
+    A character must be presented before their name is used, and only once; he and she need somebody
+    in this paragraph or the one before.
     """
     known: dict[str, str] = {}  # who was mentioned, and their pronouns
     found: list[str] = []
@@ -81,25 +75,19 @@ def mistakes(story: str) -> list[str]:
             if gender is None:
                 continue
             present.add(gender)
-            if name in parent_names() or (name[0].isupper() and name.lower() not in NOUNS):
+            if name in PARENTS or (name[0].isupper() and name.lower() not in NOUNS):
                 found += _check_mention(name, gender, name in known, paragraph, word)
                 known[name] = gender
         before = present
     if not known.keys() & character_names().keys():
         found.append("nobody has a name")
-    called: dict[str, str] = {}
-    for name in sorted(known.keys() & parent_names().keys()):
-        who = parent_names()[name][1]
-        if other := called.get(who):
-            found.append(f"{other} and {name} in one story")
-        called[who] = name
     return found
 
 
 def _gender(name: str) -> str | None:
     """The pronoun of somebody whom this word means."""
-    if name in parent_names():
-        return parent_names()[name][0]
+    if name in PARENTS:
+        return PARENTS[name]
     if name in elder_names():
         return elder_names()[name][0]
     if ELDER.fullmatch(name):
@@ -111,7 +99,7 @@ def _check_mention(name: str, gender: str, is_known: bool, paragraph: str, word:
     presented = INTRODUCTION.search(paragraph, max(0, word.start() - 12), word.start())
     if not is_known and paragraph.startswith("'s friend ", word.end()):
         return []
-    if name in parent_names():
+    if name in PARENTS:
         return []
     if name not in character_names():
         introductions = elder_names().get(name, ("", set()))[1]

@@ -59,7 +59,6 @@ STORY = (
         ("girl named", "boy named", "Nora: a boy"),
         ("Tom ran", "He met his friend Tom, who ran", "Tom: presented twice"),
         ("She had", "He had", "He: nobody who is he"),
-        ("She had", "Mother gave her", "Mama and Mother in one story"),
         ("ran to", "ran to Mr. Bell and", "Mr. Bell: unknown"),
         ("ran to", "ran to", "Mrs. Bell: unknown"),
     ],
@@ -92,7 +91,7 @@ class Guesser:
 
 
 def test_copying_counts_the_places_that_repeat_a_name() -> None:
-    tokenizer = train_bpe([f"Nora ran. {name} ran." for name in character_names()] * 3, 460)
+    tokenizer = train_bpe([f"Nora ran. {name} ran." for name in character_names()] * 3, 380)
     ids = tokenizer.encode("Once Nora met Tom. Then Tom and Nora sang to Tom.")
     oracle = story_names.copying(Guesser(ids, 100.0), tokenizer, [ids], 0)  # type: ignore[arg-type]
     assert tuple(oracle) == pytest.approx((3, 1.0, 0.0), abs=1e-6)
