@@ -9,6 +9,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -27,6 +28,10 @@ from refusals import refusals_are_clean_lines  # noqa: E402, F401 (a fixture for
 # Threads that wait for one another sleep instead of spinning: on a busy machine spinning makes everything many times
 # slower. Set before torch is imported; the programs that tests start inherit it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# A shell lets what it starts in the background ignore Ctrl-C, and the programs that tests interrupt would too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
