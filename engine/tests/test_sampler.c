@@ -224,6 +224,28 @@ static void fill_exactly(float *logits, int32_t vocab_size, bool ties, uint64_t 
     }
 }
 
+/* The AVX2 clones and the plain loops pick the same twenty tokens. The samplers accept each modulo
+ * `distinct`. Returns the hash continued with the picks. */
+static uint64_t compare_picks(const llamita_sampler_params *params, const float *logits, int32_t vocab_size,
+                              int32_t distinct, uint64_t round, uint64_t hash) {
+    llamita_sampler *fast = open_sampler(*params, vocab_size), *plain = NULL;
+    REQUIRE(portable_open(params, vocab_size, &plain, &error) == LLAMITA_OK, "%s", error.message);
+    for (int draw = 0; draw < 20; draw++) {
+        int32_t expected = -1;
+        CHECK(portable_pick(plain, logits, &expected, &error) == LLAMITA_OK, "%s", error.message);
+        const int32_t found = pick(fast, logits);
+        CHECK(found == expected, "round %d: %d, by plain loops %d", (int)round, (int)found, (int)expected);
+        CHECK(found >= 0 && found < vocab_size, "round %d: %d of %d", (int)round, (int)found, (int)vocab_size);
+        llamita_sampler_accept(fast, found % distinct);
+        portable_accept(plain, found % distinct);
+        hash = (hash ^ (uint64_t)found) * 0x9e3779b97f4a7c15u;
+        hash ^= hash >> 29;
+    }
+    llamita_sampler_close(fast);
+    portable_close(plain);
+    return hash;
+}
+
 /* The plain loops pick the same tokens as the AVX2 clones. The hash of all picks was computed
  * once, with other code, and may not change. */
 static void test_every_machine(void) {
@@ -242,20 +264,7 @@ static void test_every_machine(void) {
         params.min_p = round % 3 ? 0.0f : 0.02f;
         params.repetition_penalty = round % 5 ? 1.0f : 1.3f;
         params.repetition_window = 8;
-        llamita_sampler *fast = open_sampler(params, vocab_size), *plain = NULL;
-        REQUIRE(portable_open(&params, vocab_size, &plain, &error) == LLAMITA_OK, "%s", error.message);
-        for (int draw = 0; draw < 20; draw++) {
-            int32_t expected = -1;
-            CHECK(portable_pick(plain, logits, &expected, &error) == LLAMITA_OK, "%s", error.message);
-            const int32_t found = pick(fast, logits);
-            CHECK(found == expected, "round %d: %d, by plain loops %d", (int)round, (int)found, (int)expected);
-            llamita_sampler_accept(fast, found);
-            portable_accept(plain, found);
-            hash = (hash ^ (uint64_t)found) * 0x9e3779b97f4a7c15u;
-            hash ^= hash >> 29;
-        }
-        llamita_sampler_close(fast);
-        portable_close(plain);
+        hash = compare_picks(&params, logits, vocab_size, vocab_size, round, hash);
     }
     CHECK(hash == 0xe614eb132b022002u, "hash of all picks: 0x%llx", (unsigned long long)hash);
 }
@@ -277,19 +286,7 @@ static void test_other_steps(void) {
         if (round % 5 == 1) params.top_p = 0.8f, params.min_p = 0.1f;
         params.dry_allowed_length = 1;
         params.dry_window = 50;
-        llamita_sampler *fast = open_sampler(params, vocab_size), *plain = NULL;
-        REQUIRE(portable_open(&params, vocab_size, &plain, &error) == LLAMITA_OK, "%s", error.message);
-        for (int draw = 0; draw < 20; draw++) {
-            int32_t expected = -1;
-            CHECK(portable_pick(plain, logits, &expected, &error) == LLAMITA_OK, "%s", error.message);
-            const int32_t found = pick(fast, logits);
-            CHECK(found == expected, "round %d: %d, by plain loops %d", (int)round, (int)found, (int)expected);
-            CHECK(found >= 0 && found < vocab_size, "round %d: %d of %d", (int)round, (int)found, (int)vocab_size);
-            llamita_sampler_accept(fast, found % 8);
-            portable_accept(plain, found % 8);
-        }
-        llamita_sampler_close(fast);
-        portable_close(plain);
+        compare_picks(&params, logits, vocab_size, 8, round, 0);
     }
 }
 

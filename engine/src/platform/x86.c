@@ -39,6 +39,11 @@ bool platform_has_avx512(void) {
     if (!platform_has_avx2() || !saves_registers(ZMM_STATE) || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
     return has_bit(b, F) && has_bit(b, DQ) && has_bit(b, BW) && has_bit(b, VL) && has_bit(c, VNNI);
 }
+#else
+bool platform_has_avx2(void) { return false; }
+bool platform_has_avxvnni(void) { return false; }
+bool platform_has_avx512(void) { return false; }
+#endif
 
 #if defined(__x86_64__) && defined(__linux__)
 /* Linux gives tiles only to processes that ask (since 5.16): Documentation/arch/x86/xstate.rst. */
@@ -50,11 +55,5 @@ bool platform_request_amx(void) {
            syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA) == 0;
 }
 #else
-bool platform_request_amx(void) { return false; }
-#endif
-#else
-bool platform_has_avx2(void) { return false; }
-bool platform_has_avxvnni(void) { return false; }
-bool platform_has_avx512(void) { return false; }
 bool platform_request_amx(void) { return false; }
 #endif
