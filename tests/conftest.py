@@ -13,7 +13,9 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,28 @@ def no_full_collections(monkeypatch: pytest.MonkeyPatch) -> None:
     the training. Only the youngest are collected."""
     collect = gc.collect
     monkeypatch.setattr(gc, "collect", lambda generation=0: collect(generation))
+
+
+@pytest.fixture(autouse=True)
+def real_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test may replace functions of `time`. Servers run in other threads of this process: the event loop of one
+    that is idle would wait for hours by a clock that starts at 0, and would not end with the tests."""
+    before = dict(vars(time))
+    yield
+    assert vars(time) == before, "use replace_clock"  # before monkeypatch restores them
+
+
+@pytest.fixture
+def replace_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """replace_clock(monotonic=function, ...): functions of `time` as the modules that train see them."""
+
+    def replace(**functions: Callable[[], float]) -> None:
+        clock = types.SimpleNamespace(**vars(time) | functions)
+        for name, module in list(sys.modules.items()):
+            if name.startswith(("llamita.training.", "llamita.finetune.")) and getattr(module, "time", None) is time:
+                monkeypatch.setattr(module, "time", clock)
+
+    return replace
 
 
 def build_engine(*targets: str) -> Path:

@@ -108,12 +108,13 @@ def test_minutes_limit_the_reference(
     pairs: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    replace_clock: Callable[..., None],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Simulated: half a second for the log-probabilities of a pair, so that those of all would take
     40 of the 60 seconds. A resumed run uses the same pairs."""
     clock, real, computed = [0.0], dpo_evaluate.answer_log_probabilities, []
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    replace_clock(monotonic=lambda: clock[0])
 
     def slow(loss: Any, part: Any, *args: Any, **options: Any) -> Any:
         computed.append(part.num_documents)

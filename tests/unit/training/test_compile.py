@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def test_a_busy_machine_compiles_in_longer_runs_only(
     assert resolve_compile(flags(tmp_path, minutes=12.0), model, RANKS)[0].compile == "on"
 
 
-def test_the_slowdown_is_that_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_slowdown_is_that_of_the_clock(replace_clock: Callable[..., None]) -> None:
     """Simulated: of each 3 ms the thread gets 1."""
     clock = [0.0]
 
@@ -107,8 +108,7 @@ def test_the_slowdown_is_that_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> N
         clock[0] += 0.003
         return clock[0] / 3
 
-    monkeypatch.setattr(compile.time, "thread_time", thread_time)
-    monkeypatch.setattr(compile.time, "perf_counter", lambda: clock[0])
+    replace_clock(thread_time=thread_time, perf_counter=lambda: clock[0])
     assert 2.8 < compile.processor_slowdown() < 3.3
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,11 @@ def make_config(**changes: Any) -> TrainConfig:
 
 
 @pytest.mark.parametrize("times", [(1.0, 0.25), (1.0, 40.0)])
-def test_products_are_timed_in_turns(times: tuple[float, float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_are_timed_in_turns(times: tuple[float, float], replace_clock: Callable[..., None]) -> None:
     """The first of each warms up, and a delay of one does not count."""
     pairs = [(100.0, 100.0), *[times] * 3, (9.0, 300.0), *[times] * 5]
     clock = iter(np.cumsum([0.0, *(step for pair in pairs for seconds in pair for step in (seconds, 0.0))]))
-    monkeypatch.setattr(cpu_dtype.time, "perf_counter", lambda: next(clock))
+    replace_clock(perf_counter=lambda: next(clock))
     assert product_speedup() == pytest.approx(times[0] / times[1])
 
 

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -429,7 +429,9 @@ def test_an_overestimate_does_not_end_a_run() -> None:
     assert budget.training_seconds == 60 - 2 - 2
 
 
-def test_the_first_estimate_follows_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_estimate_follows_a_warm_up(
+    monkeypatch: pytest.MonkeyPatch, replace_clock: Callable[..., None]
+) -> None:
     """On a GPU the first batches load kernels and wait for queued work."""
     clock, waits = [0.0], []
     costs = iter([9.0, 0.5])
@@ -439,7 +441,7 @@ def test_the_first_estimate_follows_a_warm_up(monkeypatch: pytest.MonkeyPatch) -
         clock[0] += next(costs)
         progress("evaluating", 1, 4)
 
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    replace_clock(monotonic=lambda: clock[0])
     monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
     planned: list[float] = []
     trainer = Trainer.__new__(Trainer)

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,7 @@ def test_a_gpu_is_measured_with_a_large_shape_that_fits(error: Exception, monkey
         plan()
 
 
-def test_a_slow_step_ends_the_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_step_ends_the_measuring(monkeypatch: pytest.MonkeyPatch, replace_clock: Callable[..., None]) -> None:
     """A step of 16 seconds made planning of "some seconds" take 142."""
     clock = [0.0]
 
@@ -191,7 +192,7 @@ def test_a_slow_step_ends_the_measuring(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(planner, "SummedLoss", SlowLoss)
     monkeypatch.setattr(planner, "WIDTHS", (32, 48, 64, 80, 96))
-    monkeypatch.setattr(planner.time, "monotonic", lambda: clock[0])
+    replace_clock(monotonic=lambda: clock[0])
     config = make_config(minutes=1.0, context=16, micro_batch_size=1)
     plan = plan_run(config, vocab_size=512, lengths=np.full(50_000, 200), device=CPU)
     assert clock[0] == 16.0 and math.isclose(1.0, plan.estimates[-1].tokens_per_second, rel_tol=2.0)

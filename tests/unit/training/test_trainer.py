@@ -7,10 +7,8 @@ import json
 import math
 import os
 import signal
-import sys
 import threading
 import time
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -129,7 +127,9 @@ def test_epochs_count_every_token(story_store: Path, tmp_path: Path) -> None:
     assert 0.2 * tokens <= result.summary["tokens"] < 0.2 * tokens + 64 * 64
 
 
-def test_minutes_are_kept(story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_minutes_are_kept(
+    story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replace_clock: Callable[..., None]
+) -> None:
     """With a clock of its own, on which a step takes a tenth of a second."""
     clock, real = [0.0], Trainer._step
 
@@ -141,10 +141,7 @@ def test_minutes_are_kept(story_store: Path, tmp_path: Path, monkeypatch: pytest
         clock[0] += 0.1
         real(self)
 
-    clocks = types.SimpleNamespace(**vars(time) | {"monotonic": now})  # servers of other tests keep their own
-    for name, module in list(sys.modules.items()):
-        if name.startswith("llamita.training.") and getattr(module, "time", None) is time:
-            monkeypatch.setattr(module, "time", clocks)
+    replace_clock(monotonic=now)
     monkeypatch.setattr(Trainer, "_step", step)
     config = make_config(story_store, tmp_path / "run", steps=None, minutes=0.15, eval_interval=None, dtype="float32")
     result = train(config)
@@ -216,7 +213,7 @@ def test_much_held_out_text_is_evaluated_in_part(
     assert abs(shares[-1] - 0.25) < 0.01 and max(shares) < 0.26
 
 
-def test_time_decides_on_the_held_out_share_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_decides_on_the_held_out_share_up_to_a_limit(replace_clock: Callable[..., None]) -> None:
     """Simulated: 500 million tokens, at a million a second and at ten thousand."""
     clock, timed = [0.0], []
 
@@ -231,7 +228,7 @@ def test_time_decides_on_the_held_out_share_up_to_a_limit(monkeypatch: pytest.Mo
             timed.append(self.val_share * self.val_tokens)
             clock[0] += timed[-1] / self.speed
 
-    monkeypatch.setattr(speed_module.time, "monotonic", lambda: clock[0])
+    replace_clock(monotonic=lambda: clock[0])
     task, ranks = Held(), Ranks(0, 1, torch.device("cpu"))
     share, seconds = speed_module.affordable_val_share(task, ranks, 10.0)  # type: ignore[arg-type]
     assert math.isclose(share, 0.02) and math.isclose(seconds, 10.0) and max(timed) <= 10_000_000
