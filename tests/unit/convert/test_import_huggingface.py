@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import types
@@ -25,6 +24,7 @@ from llamita.errors import ConfigError, FormatError, LlamitaError, NetworkError,
 from llamita.formats.rope_order import permute_qk  # noqa: E402
 from llamita.formats.tensor_table import tensor_table  # noqa: E402
 from llamita.tokenizer import load_tokenizer  # noqa: E402
+from tests.pickle_bomb import PickleBomb  # noqa: E402
 
 MakeCheckpoint = Callable[..., Path]
 
@@ -211,17 +211,9 @@ def test_harmless_extras(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> Non
     same_weights(tmp_path / "pickled", tmp_path / "out")
 
 
-class Bomb:
-    def __init__(self, flag: Path) -> None:
-        self.flag = flag
-
-    def __reduce__(self) -> Any:
-        return os.system, (f"touch {self.flag}",)
-
-
 def test_pickles_with_code_or_duplicates(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "model")
-    as_pickles(checkpoint, 1, lambda tensors: tensors.update(bomb=Bomb(tmp_path / "ran")))
+    as_pickles(checkpoint, 1, lambda tensors: tensors.update(bomb=PickleBomb(tmp_path / "ran")))
     refuse(checkpoint, tmp_path / "out", r"pickle contains code \((posix|nt)\.system\)")
     assert not (tmp_path / "ran").exists()
     other = make_checkpoint(tmp_path / "other")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from llamita.convert.verify import torch_logits  # noqa: E402
 from llamita.errors import ConfigError, FormatError, LlamitaError, TokenizerError  # noqa: E402
 from llamita.formats import torch_pickle  # noqa: E402
 from llamita.tokenizer import load_tokenizer  # noqa: E402
+from tests.pickle_bomb import PickleBomb  # noqa: E402
 
 MakeMeta = Callable[..., Any]
 
@@ -300,18 +300,10 @@ def test_differing_norms_are_noted(meta: Path, tmp_path: Path) -> None:
     assert any("1 norms differ" in note for note in import_model(meta, tmp_path / "out").notes)
 
 
-class Bomb:
-    def __init__(self, flag: Path) -> None:
-        self.flag = flag
-
-    def __reduce__(self) -> Any:
-        return os.system, (f"touch {self.flag}",)
-
-
 @pytest.mark.parametrize("zipped", [True, False])
 def test_code_is_refused_by_name_and_not_run(meta: Path, tmp_path: Path, zipped: bool) -> None:
     path = meta / "consolidated.01.pth"
-    state = torch.load(path, weights_only=True) | {"bomb": Bomb(tmp_path / "ran")}
+    state = torch.load(path, weights_only=True) | {"bomb": PickleBomb(tmp_path / "ran")}
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
     refuse(meta, tmp_path / "out", r"pickle contains code \((posix|nt)\.system\), which was not executed; only weights")
     assert not (tmp_path / "ran").exists()

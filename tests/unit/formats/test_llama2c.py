@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from llamita.formats.llama2c import (
     write_bin,
 )
 from llamita.formats.tensor_table import TensorSpec, tensor_table
+from tests.pickle_bomb import PickleBomb
 
 torch = pytest.importorskip("torch")
 
@@ -220,20 +220,10 @@ def test_reads_missing_kv_heads_half_precision_and_old_buffers(tmp_path: Path) -
     assert all(model.tensor(spec).dtype == np.float32 for spec in tensor_table(model.config))
 
 
-class Bomb:
-    """Runs a command when it is unpickled without care."""
-
-    def __init__(self, flag: Path) -> None:
-        self.flag = flag
-
-    def __reduce__(self) -> Any:
-        return os.system, (f"touch {self.flag}",)
-
-
 @pytest.mark.parametrize("zipped", [True, False])
 def test_code_is_refused_by_name_and_not_run(tmp_path: Path, zipped: bool) -> None:
     content = checkpoint()
-    content["model_args"]["dropout"] = Bomb(tmp_path / "ran")
+    content["model_args"]["dropout"] = PickleBomb(tmp_path / "ran")
     torch.save(content, tmp_path / "bomb.pt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(FormatError, match=r"pickle contains code \((posix|nt)\.system\)"):
         read_checkpoint(tmp_path / "bomb.pt")
