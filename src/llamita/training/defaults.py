@@ -42,7 +42,7 @@ def fill_defaults(
     """
     if config.minutes is None and config.steps is None and config.epochs is None:
         config = dataclasses.replace(config, minutes=DEFAULT_MINUTES)
-    config = _fill_shape(config, device)
+    config = fill_shape(config, device.type)
     config = resolve_dtype(config, device)
     if config.micro_batch_size is None:
         assert config.context is not None
@@ -126,10 +126,17 @@ def decay_for(epochs: float) -> float:
     return min(MAX_DECAY, max(MIN_DECAY, epochs / DECAY_EPOCHS))
 
 
-def _fill_shape(config: TrainConfig, device: torch.device) -> TrainConfig:
+def preset_context(config: TrainConfig) -> int | None:
+    """The context of the preset; None without one."""
+    return PRESETS[config.preset].max_position_embeddings if config.preset is not None else None
+
+
+def fill_shape(config: TrainConfig, device_type: str) -> TrainConfig:
+    """The configuration with a shape. Raises ConfigError if the heads do not divide the width into
+    even sizes."""
     preset = config.preset
     if preset is None and config.layers is None:
-        preset = "3M" if device.type == "cpu" else "stories15M"
+        preset = "3M" if device_type == "cpu" else "stories15M"
     if preset is not None:
         shape = PRESETS[preset]
         ffn = shape.intermediate_size if config.hidden is None else ffn_for(config.hidden)

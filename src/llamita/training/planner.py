@@ -1,7 +1,9 @@
 """Plans a run: which model shape reaches the lowest loss in the given minutes on this machine.
 
 A few shapes are timed on random tokens; a scaling law fitted to runs of this recipe predicts the
-loss of every shape on the ladder. Flags that the user set are never changed.
+loss of every shape on the ladder. If the user chose a shape, only that one is timed: its speed
+decides the steps, the decay, the noise and the generations. Flags that the user set are never
+changed.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from llamita.config import ModelConfig, Shape, TrainConfig
+from llamita.config import DEFAULT_MINUTES, ModelConfig, Shape, TrainConfig
 from llamita.console import Rows, format_count
 from llamita.data.mixture import open_documents
 from llamita.errors import ConfigError, TrainingError
@@ -37,7 +39,9 @@ from llamita.training.cpu_dtype import (
 from llamita.training.defaults import (
     ffn_for,
     fill_defaults,
+    fill_shape,
     fit_micro_batch,
+    preset_context,
     regularize,
     resolve_dtype,
     row_token_bytes,
@@ -117,8 +121,14 @@ class Plan:
 
 
 def wants_plan(config: TrainConfig) -> bool:
-    """Whether the shape is open and the length is given in minutes, or not at all."""
-    return config.preset is None and config.layers is None and config.steps is None and config.epochs is None
+    """Whether a new model trains for --minutes, or for a length that is not given: how many epochs that
+    is must be measured."""
+    return config.steps is None and config.epochs is None and config.from_ is None and not config.resume
+
+
+def has_shape(config: TrainConfig) -> bool:
+    """Whether the user chose the shape."""
+    return config.preset is not None or config.layers is not None
 
 
 def choose_context(lengths: npt.NDArray[Any], device: torch.device) -> int:
@@ -152,8 +162,10 @@ def ladder_shape(hidden: int, context: int, device_type: str = "cpu") -> Shape:
 
 
 def candidate_shapes(config: TrainConfig, context: int, device_type: str = "cpu") -> list[Shape]:
-    """The ladder's shapes, with --kv-heads and --ffn where given. Raises ConfigError if none
-    fit."""
+    """The ladder's shapes, with --kv-heads and --ffn where given; or only the shape that the user
+    chose. Raises ConfigError if none fit."""
+    if has_shape(config):
+        return [filled_shape(fill_shape(dataclasses.replace(config, context=context), device_type))]
     shapes = [
         dataclasses.replace(
             shape,
@@ -201,14 +213,16 @@ def plan_run(
     """
     dtypes = candidate_dtypes(config, device)
     config = resolve_dtype(config, device)
-    minutes = fill_defaults(dataclasses.replace(config, preset="0.5M"), device, world_size).minutes
-    assert minutes is not None
+    minutes = DEFAULT_MINUTES if config.minutes is None else config.minutes
     seconds = max(0.1 * 60 * minutes, 60 * minutes * TRAINING_SHARE - MIN_CLOSING_SECONDS)
-    context = config.context or choose_context(lengths, device)
+    context = config.context or preset_context(config) or choose_context(lengths, device)
     unique_tokens = int(lengths.sum())
     fitting = shapes_that_fit(config, candidate_shapes(config, context, device.type), vocab_size, free, device)
     ladder = _Ladder(fitting, vocab_size, untied=not config.tie_embeddings)
-    start, allowed = time.monotonic(), min(PROBE_SECONDS[1], max(PROBE_SECONDS[0], PROBE_SHARE * 60 * minutes))
+    allowed = min(PROBE_SECONDS[1], max(PROBE_SECONDS[0], PROBE_SHARE * 60 * minutes))
+    if has_shape(config):
+        allowed = PROBE_SECONDS[0]
+    start = time.monotonic()
 
     def has_time() -> bool:
         return time.monotonic() - start < MAX_PLANNING_SHARE * 60 * minutes
@@ -492,6 +506,7 @@ def resolve_plan(
         )
     if not wants_plan(config):
         return _choose_dtype(config, vocab_size, int(lengths.sum()), ranks, say), []
+    is_open = not has_shape(config)
     say("measuring this machine to plan the run")
     plan = plan_run(
         config, vocab_size=vocab_size, lengths=lengths, device=ranks.device, world_size=ranks.world_size, free=free
@@ -505,13 +520,17 @@ def resolve_plan(
     shapes = candidate_shapes(config, plan.filled.context, ranks.device.type)
     shape = next(each for each in shapes if each.hidden_size == round(hidden))
     config = apply_step_tokens(apply_shape(config, shape), round(tokens), ranks.world_size, free, ranks.device)
-    return config, describe_plan(plan)[0]
+    if is_open:
+        return config, describe_plan(plan)[0]
+    _say_dtype(plan.timing, say)
+    say(describe_length(plan))
+    return config, []
 
 
 def _choose_dtype(
     config: TrainConfig, vocab_size: int, epoch_tokens: int, ranks: Ranks, say: Callable[[str], None]
 ) -> TrainConfig:
-    """The configuration of a shape that the user chose, with --dtype resolved."""
+    """The configuration of a run that is not planned, with --dtype resolved."""
     filled = fill_defaults(config, ranks.device, ranks.world_size, epoch_tokens=epoch_tokens)
     assert filled.context and filled.micro_batch_size
     model = model_shape(filled_shape(filled), vocab_size, untied=not filled.tie_embeddings)
@@ -522,11 +541,14 @@ def _choose_dtype(
     if len(dtypes) > 1:
         timing = time_dtypes(config, dtypes, vocab_size, ranks.device, ranks.world_size, PROBE_SECONDS[0])
     (is_bfloat16,) = ranks.broadcast_from_first(timing.dtype == "bfloat16")
-    if timing.speedup:
-        agree = f"; {LOSSES_AGREE}" if is_bfloat16 else ""
-        fixed = "" if config.steps is None and config.epochs is None else "; --dtype float32 makes runs repeatable"
-        say(f"dtype: {describe_timing(timing)}{agree}{fixed}")
+    _say_dtype(timing, say, "" if config.minutes is not None else "; --dtype float32 makes runs repeatable")
     return dataclasses.replace(config, dtype="bfloat16") if is_bfloat16 else resolve_dtype(config, ranks.device)
+
+
+def _say_dtype(timing: Timing, say: Callable[[str], None], note: str = "") -> None:
+    """Print which type was taken, if there was a choice."""
+    if timing.speedup:
+        say(f"dtype: {describe_timing(timing)}" + (f"; {LOSSES_AGREE}" if timing.dtype == "bfloat16" else "") + note)
 
 
 def filled_shape(config: TrainConfig) -> Shape:
@@ -603,6 +625,16 @@ def describe_plan(plan: Plan) -> tuple[Rows, Rows]:
                 "best" if estimate is best else f"{100 * gap:+.1f} %",
             ))  # fmt: skip
     return chosen, weighed
+
+
+def describe_length(plan: Plan) -> str:
+    """What the minutes are enough for, and what follows from that, for a shape that the user chose."""
+    best, config = plan.best, plan.filled
+    return (
+        f"plan: {format_count(best.tokens_per_second)} tok/s, about {format_count(best.tokens)} tokens or "
+        f"{best.epochs:.2f} epochs; weight decay {config.weight_decay:.2g}, token noise {config.token_noise:.2g}, "
+        f"generations: {describe_generations(best.epochs, config.generations or 1)}"
+    )
 
 
 def describe_generations(epochs: float, generations: int) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from llamita.cli import main  # noqa: E402
-from llamita.config import TrainConfig  # noqa: E402
+from llamita.config import PRESETS, TrainConfig  # noqa: E402
 from llamita.errors import ConfigError  # noqa: E402
 from llamita.run_directory import remembered_run  # noqa: E402
 from llamita.scaling_law import R_STAR, effective_tokens  # noqa: E402
 from llamita.training import planner  # noqa: E402
+from llamita.training.defaults import fill_defaults  # noqa: E402
+from llamita.training.distributed import Ranks  # noqa: E402
 from llamita.training.flops import flops_per_token  # noqa: E402
 from llamita.training.planner import (  # noqa: E402
     WIDTHS,
@@ -196,6 +199,35 @@ def test_a_slow_step_ends_the_measuring(monkeypatch: pytest.MonkeyPatch, replace
     config = make_config(minutes=1.0, context=16, micro_batch_size=1)
     plan = plan_run(config, vocab_size=512, lengths=np.full(50_000, 200), device=CPU)
     assert clock[0] == 16.0 and math.isclose(1.0, plan.estimates[-1].tokens_per_second, rel_tol=2.0)
+
+
+@pytest.mark.parametrize("shape", [{"layers": 2, "hidden": 64, "heads": 2}, {"preset": "0.5M"}])
+def test_a_given_shape_is_kept_and_the_rest_is_planned(shape: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten minutes are about 6 million tokens: of little text 30 epochs, of more 0.6."""
+    monkeypatch.setattr(planner, "probe_seconds_per_token", lambda *args: 560 / 6e6)
+    said: list[str] = []
+
+    def plan(documents: int, **changes: Any) -> TrainConfig:
+        config = make_config(**shape, minutes=10.0, **changes)
+        lengths = np.full(documents, 200)
+        resolved, table = planner.resolve_plan(
+            config, vocab_size=512, lengths=lengths, ranks=Ranks(0, 1, CPU), say=said.append
+        )
+        assert table == [], "nothing to choose from"
+        return fill_defaults(resolved, CPU, 1)
+
+    short, long = plan(1000), plan(50_000)
+    assert {name: getattr(short, name) for name in shape} == shape and short.hidden == long.hidden
+    assert (short.generations, long.generations) == (3, 1)
+    assert re.search(r"(29|30)\.\d\d epochs; .*, generations: 3 of 8\.\d epochs", said[1])
+    assert re.search(r"0\.(59|60) epochs; weight decay 0\.1, token noise 0, generations: 1$", said[3])
+    assert short.weight_decay == pytest.approx(8.1 / 30, 0.05) and short.token_noise == pytest.approx(0.1, 0.05)
+    assert long.weight_decay == 0.1 and long.token_noise == 0.0
+    assert long.micro_batch_size is not None and long.micro_batch_size * long.context == 4096
+    given = plan(1000, generations=1, weight_decay=0.3, token_noise=0.0, micro_batch_size=3, context=32)
+    assert (given.generations, given.weight_decay, given.token_noise) == (1, 0.3, 0.0)
+    assert (given.micro_batch_size, given.context) == (3, 32)
+    assert long.context == (256 if "layers" in shape else PRESETS["0.5M"].max_position_embeddings)
 
 
 def test_size_grows_with_time_and_text_and_falls_on_a_slow_machine() -> None:

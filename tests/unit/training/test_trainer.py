@@ -24,6 +24,7 @@ from llamita.data.token_store import TokenStore  # noqa: E402
 from llamita.errors import CheckpointError, ConfigError, OutputError, TrainingError  # noqa: E402
 from llamita.eval.bits_per_byte import bits_per_byte  # noqa: E402
 from llamita.run_directory import read_metrics  # noqa: E402
+from llamita.training import planner  # noqa: E402
 from llamita.training import pretraining as pretraining_module  # noqa: E402
 from llamita.training import speed as speed_module  # noqa: E402
 from llamita.training import task as task_module  # noqa: E402
@@ -142,6 +143,7 @@ def test_minutes_are_kept(
         real(self)
 
     replace_clock(monotonic=now)
+    monkeypatch.setattr(planner, "PROBE_SECONDS", (0.01, 0.01))
     monkeypatch.setattr(Trainer, "_step", step)
     config = make_config(story_store, tmp_path / "run", steps=None, minutes=0.15, eval_interval=None, dtype="float32")
     result = train(config)
@@ -417,7 +419,7 @@ def test_resuming_when_the_minutes_are_used_up_ends_the_run(
 ) -> None:
     """The steps since the last line of metrics are still logged, with their learning rate."""
     run = tmp_path / "run"
-    options = {"steps": None, "minutes": 1.0, "eval_interval": None}
+    options = {"steps": None, "minutes": 1.0, "eval_interval": None, "generations": 1}
     with monkeypatch.context() as patched:
         stop_at(patched, 2)
         assert train(make_config(story_store, run, **options)).interrupted
