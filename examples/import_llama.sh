@@ -10,7 +10,8 @@ type=${3:-q4_k_m}
 # 1. What is it?
 [ -e "$model" ] && llamita inspect "$model"
 
-# 2. To a checkpoint: streamed, in little memory, and verified by logits. Nothing in it is executed.
+# 2. To a checkpoint: streamed, in little memory; up to 200M weights, the logits are compared. Nothing
+#    in it is executed.
 [ -d "$out/checkpoint" ] || llamita import "$model" --out "$out/checkpoint"
 
 # 3. To one small file, and what it contains.

@@ -675,8 +675,8 @@ class FinetuneConfig(RunConfig):
     skip_bad_rows: Annotated[int, Option("N", group="data")] = 0
     """Leave out up to this many rows that cannot be used, and name each."""
     chat_template: Annotated[str | None, Option("NAME|FILE", group="data")] = None
-    """chatml, llama2, llama3, zephyr, or a Jinja file. Default: the checkpoint's own; ChatML if it
-    has none."""
+    """chatml, llama2, llama3, zephyr, or a Jinja file. Default: the checkpoint's own; without one,
+    ChatML, if the tokenizer has its tokens."""
     lora: bool = False
     """Train low-rank updates (LoRA) of the linear layers; the result is an adapter in PEFT's
     format."""

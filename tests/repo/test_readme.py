@@ -92,7 +92,8 @@ def test_readmes_agree() -> None:
     assert blocks("text", CHINESE)[0] == blocks("text")[0]  # what make demo prints
     spans = [set(re.findall(r"`([^`\n]+)`", prose(text))) for text in (README, CHINESE)]
     assert spans[0] == spans[1]
-    assert links(CHINESE) - {"README.md", "docs/quickstart.zh-CN.md"} == links(README) - {"README.zh-CN.md"}
+    own = {"README.md", "docs/quickstart.zh-CN.md"}, {"README.zh-CN.md", "docs/quickstart.md"}
+    assert links(CHINESE) - own[0] == links(README) - own[1]
 
 
 def test_readmes_have_the_same_figures() -> None:

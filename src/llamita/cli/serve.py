@@ -45,7 +45,7 @@ class ServeFlags:
         "llamita serve my.gguf --api-key-file keys.txt",
     )
 
-    models: Annotated[tuple[str, ...], Option("MODEL", positional=True)] = ()
+    models: Annotated[tuple[str, ...], Option("MODEL...", positional=True)] = ()
     """Model files, checkpoints or run directories, or NAME=MODEL to name one in the API. Default:
     the story model that comes with llamita."""
     host: Annotated[str, Option("ADDRESS", group="server")] = "127.0.0.1"

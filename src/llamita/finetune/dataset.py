@@ -163,9 +163,9 @@ def _known_control_tokens(base: BaseModel, conversation: Conversation, chosen: R
 def hold_out(keys: Sequence[str], fraction: float | None, limit: int | None) -> npt.NDArray[np.bool_]:
     """Which items are held out: those whose keys have the smallest hashes.
 
-    So equal keys are on the same side, and few items change sides as the data grows. At least one
-    key is held out unless the fraction is 0, at most half of the distinct ones. limit: if no
-    fraction is given.
+    So equal keys are on the same side, and with a fraction few items change sides as the data grows.
+    At least one key is held out unless the fraction is 0, at most half of the distinct ones. limit:
+    if no fraction is given; then new items replace held-out ones.
     """
     hashes = [hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest() for key in keys]
     distinct = sorted(set(hashes))
