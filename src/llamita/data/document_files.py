@@ -66,7 +66,7 @@ class DocumentFiles:
         is missing."""
         for path, suffix in files:
             _check_packages(path, suffix)
-        new = [(path, suffix) for path, suffix in files if path not in self._places]
+        new = list(dict.fromkeys((path, suffix) for path, suffix in files if path not in self._places))
         answers = _read_ahead(new, text_key)
         try:
             for path, suffix in files:

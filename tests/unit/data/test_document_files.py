@@ -98,6 +98,13 @@ def test_texts_are_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert list(read_documents([str(folder)], conversions=conversions)) == first
 
 
+def test_a_file_given_twice_is_not_mistaken_for_its_neighbor(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.html").write_text(f"<p>page {name}</p>")
+    documents, _, _ = read(tmp_path / "a.html", tmp_path)
+    assert [text.strip() for _, text in documents] == ["page a", "page a", "page b", "page c"]
+
+
 def test_without_a_place_for_failures_they_are_errors(folder: Path) -> None:
     with pytest.raises(SourceError, match="cannot read all documents: 1 scanned file"):
         list(read_documents([str(folder)]))
