@@ -32,7 +32,8 @@ class BaseModel:
     def __init__(self, checkpoint: Path) -> None:
         """Raises CheckpointError, and TokenizerError if the tokenizer does not fit the model."""
         self.directory = resolve_checkpoint(checkpoint).resolve()
-        self.config = load_config(self.directory)  # of the result: some fields change
+        self.loaded_config = load_config(self.directory)
+        self.config = self.loaded_config  # of the result: some fields change
         self.stored = open_tensors(self.directory)
         try:
             tensor_table.check_tensors(self.stored.shapes, self.config, "huggingface", str(self.directory))
@@ -138,9 +139,9 @@ class BaseModel:
             copy_tokenizer(self.directory, folder)
 
     def fingerprint(self) -> str:
-        """sha256 (hex) of the config and of two small tensors, which any training changes."""
+        """sha256 (hex) of the checkpoint's config and of two small tensors, which any training changes."""
         last = self.config.num_hidden_layers - 1
-        digest = hashlib.sha256(repr(dataclasses.astuple(self.config)).encode())
+        digest = hashlib.sha256(repr(dataclasses.astuple(self.loaded_config)).encode())
         for name in ("model.norm.weight", f"model.layers.{last}.self_attn.k_proj.weight"):
             digest.update(self._read(name).numpy().tobytes())
         return digest.hexdigest()

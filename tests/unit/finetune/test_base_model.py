@@ -31,6 +31,16 @@ def test_lora_needs_known_control_tokens(plain_base: Path, questions: Path, tmp_
     assert load_tokenizer(tmp_path / "run" / "best").chat_template == CHAT_TEMPLATES["zephyr"]
 
 
+def test_the_fingerprint_is_that_of_the_checkpoint(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """`llamita new` compares it with that of a run, which has added tokens."""
+    base = BaseModel(make_checkpoint(tmp_path / "base", "llama"))
+    before = base.fingerprint()
+    base.use_template("chatml")
+    base.add_end_tokens({3})
+    assert base.fingerprint() == before
+    assert BaseModel(make_checkpoint(tmp_path / "other", "llama", seed=1)).fingerprint() != before
+
+
 def test_new_control_tokens_get_rows(make_checkpoint: Callable[..., Path], questions: Path, tmp_path: Path) -> None:
     """A SentencePiece vocabulary without ChatML's marks: added at its end, beginning as the mean of
     the others."""
