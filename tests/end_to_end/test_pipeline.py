@@ -152,6 +152,20 @@ def test_demo_prints_a_story_and_can_run_again(tmp_path: Path, capsys: pytest.Ca
         assert f"run {out / 'stories.gguf'} -i" in output.err
 
 
+def test_a_demo_replaces_its_own_stories_and_nobody_elses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "my demo"
+    call("demo", "--minutes", 0.01, "--num-stories", 400, "--out", out)
+    call("demo", "--minutes", 0.01, "--num-stories", 300, "--out", out)
+    output = capsys.readouterr()
+    assert "300 stories (made in" in output.err and f"run '{out / 'stories.gguf'}' -i" in output.err
+    (tmp_path / "my.txt").write_text("\n".join(f"Once there were {i} llamas, and {i * i} alpacas." for i in range(999)))
+    call("prepare", tmp_path / "my.txt", "--split-on", "lines", "--out", out / "tokens", "--overwrite")
+    capsys.readouterr()
+    assert main(["demo", "--minutes", "0.01", "--out", str(out)]) == 2
+    assert "made from other text" in capsys.readouterr().err
+    assert (out / "run" / "summary.json").is_file(), "the run before is kept"
+
+
 def test_demo_flags_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--minutes", "0"]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from llamita.cli.command import parse, requires_extra
+from llamita.commands import command_line
 from llamita.config import MAX_STORIES, Option, PrepareConfig, TrainConfig, check
-from llamita.errors import OutputError
+from llamita.errors import OutputError, StoreError
 
 if TYPE_CHECKING:
     from llamita.convert.export import ExportReport
@@ -60,15 +61,15 @@ def main(argv: list[str]) -> int:
         from llamita.convert.export import export
         from llamita.training.pretraining import train
     tokens, run, model = flags.out / "tokens", flags.out / "run", flags.out / "stories.gguf"
-    _start_over(run)
     _say("1/4  text: generate stories and tokenize them")
     _prepare(tokens, flags.num_stories)
+    _start_over(run)
     _say(f"2/4  training: {flags.minutes:g} minutes; bits per byte (bpb) of held-out text should fall (Ctrl-C stops)")
     result = train(TrainConfig(data=tokens, out=run, minutes=flags.minutes, **RECIPE))
     if result.interrupted:
         _say("interrupted; a checkpoint is saved. To continue:")
-        _say(f"  {_program()} train {tokens} --out {run} --minutes {flags.minutes:g} --resume")
-        _say(f"  {_program()} export {run} {model}")
+        _say("  " + _command("train", "--out", run, "--resume"))
+        _say("  " + _command("export", run, model))
         return 130
     _say("3/4  model file: weights and tokenizer, 8 bits per weight")
     report = export(run, model, "q8_0")
@@ -101,15 +102,30 @@ def _prepare(tokens: Path, num_stories: int) -> None:
     from llamita.cli.progress import progress_bars
     from llamita.data.prepare import prepare
 
+    config = PrepareConfig(sources=("stories",), out=tokens, vocab_size=VOCAB_SIZE, num_stories=num_stories)
     with progress_bars(in_bytes=True, transient=False) as progress:
-        report = prepare(
-            PrepareConfig(sources=("stories",), out=tokens, vocab_size=VOCAB_SIZE, num_stories=num_stories), progress
-        )
+        try:
+            report = prepare(config, progress)
+        except OutputError:
+            if not _holds_stories(tokens):
+                raise
+            report = prepare(dataclasses.replace(config, overwrite=True), progress)
     made = "made earlier" if report.reused else f"made in {report.seconds:.0f} s"
     _say(
         f"{report.documents:,} stories ({made}), {report.source_bytes / 1e6:.1f} MB, {report.tokens / 1e6:.1f}M "
         f"tokens; vocabulary: {report.vocab_size:,}"
     )
+
+
+def _holds_stories(tokens: Path) -> bool:
+    """Whether a token store is that of an earlier demo: of other stories, or by another version."""
+    from llamita.data.token_store import read_store_info
+
+    try:
+        sources = read_store_info(tokens)["sources"]
+    except StoreError:
+        return False
+    return [source["name"] for source in sources] == ["stories"]
 
 
 def _print_story(model: Path) -> None:
@@ -126,19 +142,25 @@ def _print_story(model: Path) -> None:
 
 
 def _say_what_next(out: Path, report: ExportReport, started: float) -> None:
-    program, megabytes = _program(), report.num_bytes / 1e6
+    megabytes = report.num_bytes / 1e6
     _say()
     _say(f"done    {report.path}: {report.num_parameters:,} weights, {megabytes:.1f} MB, in {_minutes(started)}")
     _say(f"files   in {out}: tokens/ (the text), run/ (checkpoints, report.html), {report.path.name} (the model)")
-    _say(f"next    {program} run {report.path} -i 'One windy morning'")
+    _say("next    " + _command("run", report.path, "-i", "One windy morning"))
     _say("yours   put your own text into my.txt, with a line <|endoftext|> between documents; then")
-    _say(f"        {program} prepare my.txt --out runs/my/tokens")
-    _say(f"        {program} train runs/my/tokens --out runs/my/run --minutes 10")
-    _say(f"        {program} export runs/my/run runs/my/my.gguf && {program} run runs/my/my.gguf")
+    _say("        " + _command("prepare", "my.txt", "--out", "runs/my/tokens"))
+    _say("        " + _command("train", "runs/my/tokens", "--out", "runs/my/run", "--minutes", 10))
+    _say("        " + _command("export", "runs/my/run", "runs/my/my.gguf"))
+    _say("        " + _command("run", "runs/my/my.gguf"))
+
+
+def _command(*words: object) -> str:
+    """A command line of this program, which may not be on the PATH."""
+    return _program() + command_line(*words).removeprefix("llamita")
 
 
 def _program() -> str:
-    """The command line that starts this program again."""
+    """How this program is started."""
     script = Path(sys.argv[0])
     if script.name != "llamita":
         return "python -m llamita"
