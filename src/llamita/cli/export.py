@@ -167,8 +167,9 @@ def export_page(flags: ExportFlags) -> None:
     from llamita.convert.page import check_engine, write_page
 
     check_engine()  # refuse now what cannot be written
-    summary = flags.checkpoint / "summary.json"
-    bits = read_json_object(summary, FormatError).get("best") if summary.is_file() else None
+    path = flags.checkpoint / "summary.json"
+    summary = read_json_object(path, FormatError) if path.is_file() else {}
+    bits = summary.get("best") if summary.get("objective") == "bpb" else None  # of others, a loss
     with gguf_of(flags, "a page") as model:
         num_bytes = write_page(
             model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import hashlib
 import html.parser
@@ -70,6 +71,19 @@ class Elements(html.parser.HTMLParser):
         """What the page holds of a file, in order."""
         values = [a["value"] for tag, a, _ in self.found if tag == "data" and a.get("data-part") == name]
         return [base64.b64decode(value or "", validate=True) for value in values]
+
+
+@pytest.mark.parametrize(("objective", "expected"), [("bpb", 0.75), ("loss", None)])
+def test_only_bits_per_byte_are_shown_as_such(
+    objective: str, expected: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best value of a fine-tuning is a loss in nats."""
+    found: list[float | None] = []
+    monkeypatch.setattr(page, "write_page", lambda *args, bits_per_byte, **options: found.append(bits_per_byte) or 1)
+    monkeypatch.setattr("llamita.cli.export.gguf_of", lambda *args: contextlib.nullcontext(STORIES))
+    (tmp_path / "summary.json").write_text(json.dumps({"objective": objective, "best": 0.75}))
+    export([str(tmp_path), str(tmp_path / "x.html")])
+    assert found == [expected]
 
 
 def test_the_model_and_the_engine_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
