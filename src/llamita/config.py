@@ -228,6 +228,11 @@ PresetName = Literal["0.5M", "1.5M", "3M", "7M", "stories260K", "stories15M", "s
 MAX_STORIES = 10_000_000
 
 
+# Options of prepare that apply to text, not to tokens that others made.
+OF_TEXT = ("unit", "separator", "split_on", "text_key", "keep_line_ends", "encoding", "skip_unknown", "exclude",
+           "near_duplicates", "drop_lines", "mask_personal_data")  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
     """Turn text into a token store: documents, a tokenizer, token shards for training and
@@ -311,12 +316,11 @@ class PrepareConfig:
             not self.datatrove or self.tokenizer is not None,
             "prepare: --datatrove needs the --tokenizer that the tokens were made with (a tokenizer.json)",
         )
-        check(
-            not self.datatrove
-            or (self.near_duplicates == "keep" and self.drop_lines is None and not self.mask_personal_data),
-            "prepare: --datatrove links to tokens as they are: --near-duplicates, --drop-lines and "
-            "--mask-personal-data do not apply",
-        )
+        for name in OF_TEXT if self.datatrove else ():
+            check(
+                getattr(self, name) == getattr(PrepareConfig, name),
+                f"prepare: {flag(name)}: --datatrove links to tokens as they are; leave it out",
+            )
         check(
             self.val_fraction is None or not self.val,
             "prepare: --val-fraction and --val exclude each other",

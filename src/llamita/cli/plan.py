@@ -60,6 +60,7 @@ def main(argv: list[str]) -> None:
         _show_run(flags, run)
         return
     with requires_extra("train"):
+        from llamita.data.mixture import parse_store
         from llamita.training.planner import describe_plan, plan_store, plan_values
 
     config = TrainConfig(
@@ -76,7 +77,7 @@ def main(argv: list[str]) -> None:
     print()
     print_table(weighed, sys.stdout)
     _print_outlook(plan.outlook)
-    name = Path(flags.data[0].rpartition(":")[0] or flags.data[0]).resolve().name
+    name = parse_store(flags.data[0])[0].resolve().name
     print_next(*train_commands(flags.data, name, plan.filled.minutes or 0.0), file=sys.stdout)
 
 
@@ -86,8 +87,10 @@ def _show_run(flags: PlanFlags, run: Path) -> None:
     from llamita.report.outlook import run_outlook
 
     check(len(flags.data) == 1, f"plan: expected token stores, or one run; {run} is a run")
-    given = [name for name in ("minutes", "context", "threads") if getattr(flags, name) is not None]
-    check(not given, f"plan: --{''.join(given[:1])}: {run} is a run, which has its own; leave it out")
+    for name in ("minutes", "context", "tie_embeddings", "device", "threads"):
+        is_default = getattr(flags, name) == getattr(PlanFlags, name)
+        given = "--no-tie-embeddings" if name == "tie_embeddings" else f"--{name}"
+        check(is_default, f"plan: {given}: {run} is a run, which has its own; leave it out")
     outlook = run_outlook(read_history(run))
     if flags.json:
         values: dict[str, Any] = {"run": str(run), "outlook": outlook.values()}

@@ -261,6 +261,8 @@ def open_texts(
             raise ConfigError(
                 f"finetune: {data} is a token store with its own held-out documents; remove --val and --val-fraction"
             )
+        if half_width:
+            raise ConfigError(f"finetune: --half-width: {data} is a token store, whose text is encoded; leave it out")
         store = TokenStore(data)
         if store.tokenizer_fingerprint != tokenizer.fingerprint:
             raise StoreError(
@@ -287,7 +289,7 @@ def read_texts(path: Path, conversions: Conversions | None = None, *, half_width
         texts = [to_half_width(text) for text in texts]
     if not texts:
         unread = conversions.document_files.describe_unread() if conversions else []
-        raise SourceError(f"cannot fine-tune on {path}: {unread[0] if unread else 'it has no text'}")
+        raise SourceError(f"cannot use {path}: {unread[0] if unread else 'it has no text'}")
     return texts
 
 

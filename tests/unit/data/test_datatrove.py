@@ -163,3 +163,16 @@ def test_what_cannot_be_trained_on(tmp_path: Path, tokenizer: Path) -> None:
 def test_a_tokenizer_is_needed() -> None:
     with pytest.raises(ConfigError, match="--datatrove needs the --tokenizer"):
         PrepareConfig(sources=("x",), out=Path("y"), datatrove=True)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("exclude", ("x/bad",)), ("split_on", "lines"), ("separator", "--"), ("text_key", "body"), ("unit", "word"),
+        ("encoding", "utf-8"), ("keep_line_ends", True), ("skip_unknown", True), ("near_duplicates", "drop"),
+        ("drop_lines", Path("lines.txt")), ("mask_personal_data", True),
+    ],
+)  # fmt: skip
+def test_options_for_text_are_refused(option: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"--{option.replace('_', '-')}: --datatrove links to tokens as they are"):
+        PrepareConfig(sources=("x",), out=Path("y"), datatrove=True, tokenizer=Path("t"), **{option: value})

@@ -219,7 +219,7 @@ def test_texts_that_cannot_be_learned(
     empty, text = tmp_path / "empty.txt", tmp_path / "text.txt"
     empty.write_text("\n \n")
     text.write_text("Once upon a time.\n<|endoftext|>\nThe end.\n")
-    with pytest.raises(SourceError, match=r"cannot fine-tune on .*empty\.txt: it has no text"):
+    with pytest.raises(SourceError, match=r"cannot use .*empty\.txt: it has no text"):
         finetune(make_config(plain_base, empty, tmp_path / "x"))
     with pytest.raises(ConfigError, match=r"is a token store with its own held-out documents; remove --val"):
         finetune(make_config(plain_base, story_store, tmp_path / "x", val_fraction=0.1))

@@ -514,8 +514,9 @@ def test_odd_lines_are_left_out(damage: dict[str, Any], tmp_path: Path) -> None:
 
 def test_a_run_has_its_own_options(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path / "run", falling())
-    assert main(["plan", str(run), "--minutes", "3"]) == 2
-    assert f"plan: --minutes: {run} is a run, which has its own; leave it out" in capfd.readouterr().err
+    for words in (["--minutes", "3"], ["--device", "cpu"], ["--no-tie-embeddings"], ["--threads", "1"]):
+        assert main(["plan", str(run), *words]) == 2
+        assert f"plan: {words[0]}: {run} is a run, which has its own; leave it out" in capfd.readouterr().err
     assert main(["plan", str(run), str(run)]) == 2
     assert "expected token stores, or one run" in capfd.readouterr().err
     (run / "run.json").write_text("{")
