@@ -73,7 +73,7 @@ def quant_mix_notes(shapes: Mapping[str, Shape], mix: QuantMix) -> tuple[str, ..
             groups.setdefault((type, planned), []).append(name)
     notes = []
     for (type, planned), names in groups.items():
-        kinds = sorted({name.split(".")[-2] for name in names})
+        kinds = sorted({name.removesuffix(".weight").rpartition(".")[2] for name in names})
         lengths = sorted({shapes[name][-1] for name in names})
         notes.append(
             f"stored as {type} instead of {planned}: {len(names)} tensors ({', '.join(kinds)}), whose rows of "
@@ -93,6 +93,7 @@ def _planned(name: str, shapes: Mapping[str, Shape], mix: QuantMix) -> TypeName:
     sensitive = (
         mix.mixed
         and len(parts) == 4
+        and parts[1].isdecimal()
         and parts[2] in ("attn_v", "ffn_down")
         and _gets_more_bits(int(parts[1]), sum(other.endswith(f".{parts[2]}.weight") for other in shapes))
     )

@@ -76,6 +76,14 @@ def test_a_note_names_the_type_that_did_not_fit() -> None:
     assert quant_mix_notes(shapes(576), quant_mix("q5_k", "export")) == (output, others)
 
 
+def test_tensors_of_other_names() -> None:
+    """Files of others may have any."""
+    found = {"extra": (4, 40), "blk.x.attn_v.weight": (4, 256), "blk.0.attn_v.weight": (4, 256)}
+    types = assign_types(found, quant_mix("q4_k_m", "export"))
+    assert types["blk.x.attn_v.weight"] == "Q4_K" and types["extra"] == "F16"
+    assert "(extra)" in quant_mix_notes(found, quant_mix("q4_k_m", "export"))[0]
+
+
 @pytest.mark.parametrize("name", ["q8_0", "q4_0", "q4_k", "q6_k", "q4_k_m"])
 def test_rows_that_are_not_whole_blocks_of_32(name: str) -> None:
     wanted = quant_mix(name, "export")
