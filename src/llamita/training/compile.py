@@ -29,7 +29,7 @@ from llamita.training.loss import SummedLoss
 from llamita.user_cache import user_cache
 
 NAME = "compile.json"
-RESULT: Schema = {name: Key("number", required=True) for name in ("eager", "compiled")}
+RESULT: Schema = {name: Key("number", required=True, positive=True) for name in ("eager", "compiled")}
 COLD_COMPILE_SECONDS = 30.0  # with an empty compiler cache, and the probe
 WARM_COMPILE_SECONDS = 10.0  # with a filled compiler cache
 # Share of a run that the cold compile may take. Compiling saves a few percent on a CPU, 40 % on an

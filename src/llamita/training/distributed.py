@@ -111,6 +111,7 @@ def start_ranks(device: str, threads: int | None) -> Iterator[Ranks]:
     chosen = choose_device(device, _environment_int("LOCAL_RANK", 0), one_per_process=world_size > 1)
     if threads is None and world_size > 1:  # torchrun sets OMP_NUM_THREADS=1, leaving cores idle
         threads = max(1, num_cores() // _environment_int("LOCAL_WORLD_SIZE", world_size))
+    threads_before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
@@ -132,6 +133,7 @@ def start_ranks(device: str, threads: int | None) -> Iterator[Ranks]:
         yield Ranks(rank, world_size, chosen, _launch(), int(restarts))
     finally:
         torch.set_flush_denormal(False)  # leave the process as it was
+        torch.set_num_threads(threads_before)
         torch.set_float32_matmul_precision(matmul_precision)
         if world_size > 1:
             dist.destroy_process_group()

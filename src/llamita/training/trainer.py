@@ -323,6 +323,8 @@ class Trainer:
             self._restore()
         else:
             self.task.initialize()
+            if (begun := self.task.optimizer_state()) is not None:
+                self._restore_optimizer(begun)
             start = Progress(seconds=failed.progress.seconds, first_second=failed.progress.first_second)
             self.state = TrainerState(MetricsAccumulator.empty(self.ranks.device), start)
         self.state.rollbacks, self.is_ending = failed.rollbacks + 1, False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -105,14 +106,14 @@ class TrainerState:
 
     def note_evaluation(self, objective: float, counts: bool = True) -> bool:
         """Record an evaluation of the current step; True if it is the best so far. counts: for early
-        stopping."""
-        step = self.progress.step
-        self.val, self.evaluated_step = objective, step
+        stopping. NaN is worse than any number."""
+        step, is_number = self.progress.step, not math.isnan(objective)
+        self.val, self.evaluated_step = objective if is_number else None, step
         self.evaluations += step > 0
         if counts:
-            is_better = self.to_beat is None or objective < self.to_beat
+            is_better = is_number and (self.to_beat is None or objective < self.to_beat)
             self.to_beat, self.num_worse = (objective, 0) if is_better else (self.to_beat, self.num_worse + 1)
-        if self.best is None or objective < self.best.objective:
+        if is_number and (self.best is None or objective < self.best.objective):
             self.best = Best(objective, step)
             return True
         return False

@@ -120,11 +120,15 @@ def test_no_compiler(model: Llama, probes: list[ProbeResult], tmp_path: Path) ->
     assert resolve_compile(flags(tmp_path), model, RANKS)[0].compile == "on"
 
 
-@pytest.mark.parametrize("damaged", ["{", "[]", '{"x": 1}'])
+@pytest.mark.parametrize("damaged", ["{", "[]", '{"x": 1}', "zero"])
 def test_a_damaged_cache_is_rewritten(damaged: str, model: Llama, probes: list[ProbeResult], tmp_path: Path) -> None:
     path = tmp_path / "cache" / "llamita" / "compile.json"
     path.parent.mkdir(parents=True)
     path.write_text(damaged)
+    if damaged == "zero":
+        probes.append(ProbeResult(1.0, 0.9))
+        resolve_compile(flags(tmp_path), model, RANKS)
+        path.write_text(path.read_text().replace("1.0", "0"))
     probes.append(ProbeResult(1.0, 0.5))
     assert resolve_compile(flags(tmp_path), model, RANKS)[0].compile == "on"
     assert any(entry == {"eager": 1.0, "compiled": 0.5} for entry in json.loads(path.read_text()).values())

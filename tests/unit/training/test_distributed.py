@@ -42,3 +42,10 @@ def test_restarted_processes_ignore_earlier_starts() -> None:
 def test_a_missing_process_is_named(rank: int, absent: int) -> None:
     with pytest.raises(TrainingError, match=rf"process {rank} waited 0\.05 s for process {absent}; check"):
         rendezvous_prefix(torch.distributed.HashStore(), rank, 3, timeout=0.05)
+
+
+def test_the_process_keeps_its_threads() -> None:
+    before = torch.get_num_threads()
+    with start_ranks("cpu", before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before

@@ -35,6 +35,7 @@ from llamita.training.prefetch import StepStream  # noqa: E402
 from llamita.training.pretraining import train  # noqa: E402
 from llamita.training.run import explain_out_of_memory, run_task  # noqa: E402
 from llamita.training.trainer import Trainer  # noqa: E402
+from llamita.training.trainer_state import MetricsAccumulator, TrainerState  # noqa: E402
 from tests.training_runs import stop_at, untimed  # noqa: E402
 
 
@@ -151,6 +152,13 @@ def test_minutes_are_kept(
     assert result.summary["steps"] > 1 and result.summary["val"] is not None
     rates = [line["learning_rate"] for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
     assert rates[-1] < 0.25 * max(rates), "the schedule ends when the time does"
+
+
+def test_an_evaluation_that_is_not_a_number_is_no_best_one() -> None:
+    state = TrainerState(MetricsAccumulator.empty(torch.device("cpu")))
+    assert not state.note_evaluation(math.nan) and state.best is None and state.num_worse == 1
+    assert state.note_evaluation(2.0) and state.num_worse == 0
+    assert not state.note_evaluation(math.nan) and state.val is None and state.best is not None
 
 
 def slowly(generate: Callable[..., Iterator[int]]) -> Callable[..., Iterator[int]]:
