@@ -102,7 +102,7 @@ def look(source: Path, text_key: str, encoding: str | None, progress: Progress) 
                 _count_text(file, found.text, text_key, conversions, deadline)
         except SourceError as error:
             found.unusable[file.path] = str(error)
-    _count_documents(documents, found.text, conversions, deadline)
+    _count_documents(documents, found.text, text_key, conversions, deadline)
     progress("looking at the files", len(sources.files), len(sources.files))
     found.notes = conversions.describe()
     return found
@@ -178,10 +178,12 @@ def _count_text(file: SourceFile, counts: TextCounts, text_key: str, conversions
         setattr(counts, field.name, max(before, now) if field.name == "longest" else before + now)
 
 
-def _count_documents(files: list[SourceFile], counts: TextCounts, conversions: Conversions, deadline: float) -> None:
+def _count_documents(
+    files: list[SourceFile], counts: TextCounts, text_key: str, conversions: Conversions, deadline: float
+) -> None:
     """Count the text of PDFs and the like; after the deadline estimate that of the rest."""
     own = TextCounts()
-    for document in read_documents(SourceList(tuple(files), 0), conversions=conversions):
+    for document in read_documents(SourceList(tuple(files), 0), text_key=text_key, conversions=conversions):
         own.add(document)
         if time.monotonic() > deadline:
             own.is_estimate = True

@@ -165,7 +165,10 @@ def read_keys(path: Path) -> tuple[str, ...]:
     """The API keys of a file: one a line; empty lines and those that begin with # are left out.
     Raises SourceError."""
     try:
-        raw = path.open("rb").read(MAX_KEY_FILE_BYTES)
+        with path.open("rb") as file:
+            raw = file.read(MAX_KEY_FILE_BYTES + 1)
+        if len(raw) > MAX_KEY_FILE_BYTES:
+            raise SourceError(f"--api-key-file: {path}: expected at most {MAX_KEY_FILE_BYTES:,} bytes")
         lines = [line.strip() for line in raw.decode("utf-8").splitlines()]
     except OSError as error:
         raise SourceError(f"--api-key-file: {path}: {error.strerror or error}") from None

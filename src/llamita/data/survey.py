@@ -162,13 +162,11 @@ def survey(
     done = 0
     names = {str(file.path): file.name for file in listed.files}  # of what is in an archive, none
     for files in _portions(listed.files):
-        counts = SourceCounts()
+        counts, bad = SourceCounts(), BadRows(1 << 62, conversions)
         try:
             if find_suffix(files[0].path) in ROW_READERS:
-                bad = BadRows(1 << 62, conversions)
                 for row in read_rows(files[0].path, bad=bad):
                     surveyor.add(files[0].name, _form(row.values, text_key), _all_text(row.values, text_key))
-                problems += bad.skipped
             else:
                 for document in read_documents(
                     SourceList(files, 0),
@@ -181,6 +179,7 @@ def survey(
                     surveyor.add(names.get(document.source, document.source), "text", document.text)
         except SourceError as error:
             problems.append(str(error))
+        problems += bad.skipped
         surveyor.empty_documents += counts.empty_documents
         done += sum(file.num_bytes for file in files)
         progress("reading", done, listed.num_bytes)

@@ -183,7 +183,7 @@ class Server:
     async def _detokenize(self, request: Request) -> Response:
         body = await self.read_body(request)
         model = self.find(body).model
-        ids = prompts_of({"prompt": body.get("tokens")}, model.info.vocab_size)
+        ids = prompts_of(body, model.info.vocab_size, "tokens")
         if len(ids) != 1 or isinstance(ids[0], str):
             raise ApiError(400, "tokens: expected a list of token ids", param="tokens")
         try:

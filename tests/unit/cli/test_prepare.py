@@ -102,9 +102,11 @@ def test_bad_text_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert code == 2 and f"{tmp_path / 'a.jsonl'}:2: broken JSON at column 2" in err
 
 
-def test_stories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stories(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generated, also where a folder has this name, and into it."""
     pytest.importorskip("llamita.stories")
-    words = ("stories", "-o", tmp_path / "store", "--num-stories", 300, "--vocab-size", 400)
+    monkeypatch.chdir(tmp_path)
+    words = ("stories", "-o", Path("stories") / "store", "--num-stories", 300, "--vocab-size", 400)
     code, out, _ = run(*words, capsys=capsys)
     assert code == 0 and "300 documents" in out
     assert "nothing to do" in run(*words, capsys=capsys)[1]

@@ -93,7 +93,7 @@ def test_what_train_would_refuse_is_refused_before_anything_is_written(
         ([str(run / "best"), str(text)], "--replay-data"),
         ([str(run), str(text), "--replay", "2"], "--replay: expected a share"),
         ([str(run), str(text), "--minutes", "1", "--epochs", "1"], "exclude each other"),
-        ([str(run)], "no SOURCE given"),
+        ([str(run)], "update: no SOURCE given: expected files or folders of new documents"),
     ):
         assert main(["update", *words, "--out", str(out)]) == 2
         assert expected in capsys.readouterr().err

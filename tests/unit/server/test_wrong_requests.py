@@ -180,7 +180,8 @@ def test_wrong_tokens(client: Client) -> None:
         ("/tokenize", {}), ("/tokenize", {"content": 5}), ("/detokenize", {}), ("/detokenize", {"tokens": "x"}),
         ("/detokenize", {"tokens": [10**8]}), ("/detokenize", {"tokens": [[1], [2]]}),
     ):  # fmt: skip
-        assert client.refused(path, body)["status"] == 400
+        error = client.refused(path, body)
+        assert error["status"] == 400 and error["param"] == ("content" if path == "/tokenize" else "tokens")
 
 
 def test_limits_and_keys(stories: Model, running_server: Any) -> None:
@@ -275,7 +276,7 @@ def test_key_files(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("# ours\none\n\n two \n")
     assert read_keys(path) == ("one", "two")
-    for raw in (b"", b"# none\n", b"\xff"):
+    for raw in (b"", b"# none\n", b"\xff", b"a\n" * (1 << 19) + b"cut"):
         path.write_bytes(raw)
         with pytest.raises(SourceError, match=r"--api-key-file: .*expected"):
             read_keys(path)
