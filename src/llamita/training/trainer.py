@@ -187,15 +187,15 @@ class Trainer:
         self.budget.update_forecast(at)
         # The last evaluation may take less time than was reserved for it, but training does not
         # go on after it: the learning rate has fallen to its end.
-        self.is_ending = (
-            self.is_ending or self.budget.is_over(at) or 0 < self.config.early_stopping_patience <= state.num_worse
-        )
+        stops_early = 0 < self.config.early_stopping_patience <= state.num_worse  # then the best checkpoint stays
+        self.is_ending = self.is_ending or self.budget.is_over(at) or stops_early
         wanted = (
             self.is_ending
             or self.budget.wants_evaluation(at, state.evaluations)
             or (at.step == 0 and self.task.evaluate_at_start)
         )
-        evaluate = wanted and state.evaluated_step != at.step and self.task.val_tokens > 0
+        is_new = state.evaluated_step != at.step or (self.is_ending and not (state.is_finished or stops_early))
+        evaluate = wanted and is_new and self.task.val_tokens > 0
         return Decision(self.is_ending, evaluate, bool(save), bool(stopped))
 
     def _start_clock(self) -> None:
@@ -449,9 +449,15 @@ class Trainer:
             self._mark_speed()
             return False
         self._mark_speed()
-        if take_back is None:
-            return self._evaluate(stop)
         state, at = self.state, self.state.progress
+        if take_back is None and state.evaluated_step == at.step:
+            state.is_finished = True
+            return True
+        state.is_finished = True
+        if take_back is None:
+            if not self._evaluate(stop):
+                state.is_finished = False
+            return state.is_finished
         best, step = state.best, at.step
         state.best = None
         if state.saved_step == step:  # interrupted here before: that checkpoint has the weights before the change
@@ -459,7 +465,7 @@ class Trainer:
         if self._evaluate(stop):
             return True
         take_back()
-        state.best, at.step = best, step
+        state.best, at.step, state.is_finished = best, step, False
         return False
 
     def _cancelling(self, stop: StopSignal) -> ReportedProgress:

@@ -22,6 +22,7 @@ from llamita.errors import CheckpointError, ConfigError, LlamitaError, StoreErro
 from llamita.model_card import load_card  # noqa: E402
 from llamita.run_directory import read_metrics, remembered_run  # noqa: E402
 from llamita.training import cpu_dtype  # noqa: E402
+from llamita.training.budget import Budget  # noqa: E402
 from llamita.training.continued import MAX_FORGETTING, PEAK_SHARE, REPLAY_SHARE  # noqa: E402
 from llamita.training.optimizer import optimizer_tensors  # noqa: E402
 from llamita.training.pretraining import ContinuedPretraining, train  # noqa: E402
@@ -176,6 +177,25 @@ def test_the_old_text_loses_no_more_than_it_may(percent: float, made: Folders, t
         assert torch.allclose(found[name], torch.lerp(base[name], free[name], share), atol=1e-6)
     assert (tmp_path / "run" / "best").resolve().name == "step-00000012", "also if an earlier one knew more"
     assert f"{first['bpb']:.4f} → {last['bpb']:.4f}" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_also_if_an_evaluation_of_the_last_step_used_up_the_time(
+    made: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That evaluation was an ordinary one; the run ended with it."""
+    evaluated: list[float] = []
+    real = Budget.note_evaluation
+
+    def note(self: Budget, seconds: float, count: int) -> None:
+        evaluated.append(seconds)
+        real(self, seconds, count)
+
+    monkeypatch.setattr(Budget, "note_evaluation", note)
+    monkeypatch.setattr(Budget, "is_over", lambda self, at: at.step >= 6 and len(evaluated) > 1)
+    train(continued(made, tmp_path / "run", max_forgetting=0.0, replay=0.0, learning_rate=0.05))
+    first, ordinary, last = evaluations(tmp_path / "run")
+    assert (first["step"], ordinary["step"]) == (0, 6) and ordinary["old_bpb"] > first["old_bpb"]
+    assert last["old_bpb"] <= first["old_bpb"] * 1.0001 and 0 <= last["trained_share"] < 1
 
 
 @pytest.mark.parametrize(("place", "name", "call"), [(Trainer, "_evaluate", 2), (ContinuedPretraining, "_old_bits", 3)])
