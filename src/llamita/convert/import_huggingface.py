@@ -294,8 +294,10 @@ def _dequantized(weights: _Weights, block: tuple[int, int], folder: Path) -> _We
             return tensor.float() * scale.reshape(1, 1)
         scale = scale.reshape(len(scale), -1)
         rows, columns = tensor.shape
-        if scale.shape != (rows, 1):
-            scale = scale.repeat_interleave(block[0], 0)[:rows].repeat_interleave(block[1], 1)[:, :columns]
+        if scale.shape == (weights.shapes[name][0], 1):
+            scale = scale[first : first + rows]
+        else:
+            scale = scale[torch.arange(first, first + rows) // block[0]].repeat_interleave(block[1], 1)[:, :columns]
         return tensor.float() * scale
 
     left_out = set(scales.values()) | {name for name in weights.shapes if _ACTIVATION_SCALES.search(name)}

@@ -105,7 +105,7 @@ class DpoTask(FinetuneTask):
             counts = [each.shape[1] for each in found] if found is not None else [0, 0]
             counts = [round(count) for count in self.ranks.broadcast_from_first(*counts)]
             arrays = [torch.from_numpy(each) for each in found or (np.zeros((2, count)) for count in counts)]
-            arrays = [self.ranks.sum(each.to(self.ranks.device)).cpu() for each in arrays]
+            arrays = [self.ranks.sum(each) for each in arrays]  # on the CPU: Apple's GPUs have no float64
             self._keep(*(count / max(1, size) for count, size in zip(counts, sizes, strict=True)))
         else:
             if self.config.minutes is not None:

@@ -17,6 +17,7 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import save_file  # noqa: E402
 
 from llamita.checkpoint import load_config, load_tensors  # noqa: E402
+from llamita.convert import import_huggingface  # noqa: E402
 from llamita.convert.export import export  # noqa: E402
 from llamita.convert.import_huggingface import is_hub_id  # noqa: E402
 from llamita.convert.import_model import import_model  # noqa: E402
@@ -449,6 +450,9 @@ def test_fp8_weights(make_checkpoint: MakeCheckpoint, tmp_path: Path, kind: str)
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
     assert any("FP8 weights dequantized" in note for note in report.notes)
+    parts = import_huggingface._dequantized(import_huggingface._open_weights(source), (48, 40), source)
+    for first in range(0, 60, 7):  # large matrices are read by rows
+        assert torch.equal(parts.read(f"{Q}.weight", first, 7), expected[f"{Q}.weight"][first : first + 7])
     change_config(source, quantization_config={"quant_method": "fp8", "weight_block_size": [7]})
     refuse(source, tmp_path / "bad", "weight_block_size: expected two")
     change_config(source, quantization_config=...)
