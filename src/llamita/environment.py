@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 import llamita
+from llamita.cores import num_cores
 from llamita.model.device import gpu_name
 
 
@@ -80,10 +81,3 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def num_cores() -> int:
-    """Number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -14,8 +14,8 @@ ENGINE = ROOT / "engine"
 
 # A module imports from its own folder and from the entries above its own; a folder counts as one entry.
 LAYERS = (
-    "errors", "file_lock", "atomic", "json_file", "user_cache", "console", "network", "progress", "commands", "config",
-    "scaling_law",
+    "errors", "cores", "file_lock", "atomic", "json_file", "user_cache", "console", "network", "progress", "commands",
+    "config", "scaling_law",
     "limited_process", "chat_template_worker", "chat_template",  # Jinja, in a process with limits
     "sampling", "model_card",
     "web",  # sources of pages

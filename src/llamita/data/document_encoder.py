@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
+from llamita.cores import num_cores
 from llamita.data.token_store import SplitName, id_type
 from llamita.engine import DocumentTokenizer
 from llamita.errors import EngineError, OutputError, TokenizerError
@@ -58,7 +59,7 @@ class DocumentEncoder:
     """
 
     def __init__(self, tokenizer: Tokenizer, num_workers: int | None, total_bytes: int, sample: Sequence[str]) -> None:
-        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+        available = num_cores()
         self._num_workers = num_workers or min(available, 1 + total_bytes // _WORKER_BYTES)
         assert tokenizer.eos_id is not None
         dtype = id_type(tokenizer.vocab_size)

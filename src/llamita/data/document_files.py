@@ -15,6 +15,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
+from llamita.cores import num_cores
 from llamita.errors import SourceError
 from llamita.limited_process import LimitedProcess
 
@@ -162,7 +163,7 @@ def _check_packages(path: Path, suffix: str) -> None:
 
 def _read_ahead(files: Sequence[tuple[Path, str]], text_key: str = "text") -> Generator[dict[str, Any], None, None]:
     """The answer about each file, in order."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    cores = num_cores()
     count = min(cores, len(files), MAX_PROCESSES)
     if not count:
         return

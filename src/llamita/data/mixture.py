@@ -33,7 +33,6 @@ class TrainingData:
     tokenizer_path: Path
     vocab_size: int
     bos_id: int
-    eos_id: int
     train: ScoredDocuments
     val: ScoredDocuments
     stores: tuple[tuple[Path, float], ...]
@@ -160,7 +159,7 @@ def open_documents(data: Path | Sequence[str]) -> TrainingData:
     }
     if weights == [1.0]:
         return TrainingData(
-            first.path, first.vocab_size, first.bos_id, first.eos_id, train[0], first.split("val"), named, fingerprint
+            first.path, first.vocab_size, first.bos_id, train[0], first.split("val"), named, fingerprint
         )
     fingerprint["stores"] = [
         {"documents": split.num_documents, "tokens": split.num_tokens, "weight": weight}
@@ -168,7 +167,7 @@ def open_documents(data: Path | Sequence[str]) -> TrainingData:
     ]
     val = JoinedDocuments([store.split("val") for store in stores])
     mixture = Mixture(train, weights)
-    return TrainingData(first.path, first.vocab_size, first.bos_id, first.eos_id, mixture, val, named, fingerprint)
+    return TrainingData(first.path, first.vocab_size, first.bos_id, mixture, val, named, fingerprint)
 
 
 def _tokenizer(store: TokenStore) -> tuple[str, int, int]:

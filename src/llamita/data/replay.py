@@ -100,7 +100,7 @@ def open_replayed(new: Path | Sequence[str], old: Sequence[str], share: float, c
     read = [pair for pair in zip([*kept["train"], *old_train], weights, strict=True) if pair[1] > 0]
     return ReplayedData(
         TrainingData(
-            first.path, first.vocab_size, first.bos_id, first.eos_id,
+            first.path, first.vocab_size, first.bos_id,
             Mixture([split for split, _ in read], [weight for _, weight in read]),
             JoinedDocuments(kept["val"]),
             tuple((path, weight) for (path, _), weight in zip(named, weights, strict=True)),

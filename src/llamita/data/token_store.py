@@ -92,10 +92,6 @@ class StoreWriter:
         """Say where the documents of a split come from: all of them, in their order, once."""
         self._splits[split].add_origins(origins)
 
-    def num_tokens(self, split: SplitName) -> int:
-        """Tokens added so far, EOS included."""
-        return self._splits[split].num_tokens
-
     def num_documents(self, split: SplitName) -> int:
         """Documents added so far."""
         return self._splits[split].num_documents

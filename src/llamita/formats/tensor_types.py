@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamita import engine
+from llamita.cores import num_cores
 from llamita.errors import EngineError, FormatError
 
 __all__ = [
@@ -180,7 +180,7 @@ def _encode_plain(flat: Floats, type: TypeName, out: Bytes, where: str) -> float
 def _quantize_in_threads(rows: Floats, type: TypeName, out: Bytes) -> float:
     """Quantize rows [N, row length] into out [N, bytes of a row], rows split over threads; returns
     Σ(stored - x)²."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    available = num_cores()
     parts = max(1, min(available, len(rows), rows.size // _MIN_THREAD_ELEMENTS))
     if parts == 1:
         return engine.quantize(rows, type, out)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from llamita.environment import num_cores
+from llamita.cores import num_cores
 from llamita.errors import TrainingError
 
 RENDEZVOUS_TIMEOUT_SECONDS = 600  # for all processes of a launch to start

@@ -136,7 +136,7 @@ def test_opening_several(stores: tuple[Path, Path, Path]) -> None:
     first, second, _ = stores
     data = open_documents((f"{first}:2", str(second)))
     one, two = TokenStore(first), TokenStore(second)
-    assert data.tokenizer_path == first and (data.bos_id, data.eos_id, data.vocab_size) == (0, 0, 320)
+    assert data.tokenizer_path == first and (data.bos_id, data.vocab_size) == (0, 320)
     assert data.train.num_tokens == 2 * one.split("train").num_tokens + two.split("train").num_tokens
     assert data.val.num_tokens == one.split("val").num_tokens + two.split("val").num_tokens
     assert data.fingerprint["stores"][0]["weight"] == 2.0 and data.fingerprint["documents"] == data.train.num_documents
