@@ -12,14 +12,15 @@ import dataclasses
 import pickle
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -28,6 +29,43 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from llamita.checkpoint import TrainingState
 from llamita.errors import CheckpointError
 from llamita.model.llama import Llama
+
+# What torch.distributed.checkpoint's index of the shards, a pickle, is made of.
+INDEX_CLASSES: Final = {
+    "torch": ("Size",),
+    "torch.serialization": ("_get_layout",),
+    "torch.distributed.checkpoint.metadata": (
+        "Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata", "ChunkStorageMetadata",
+        "BytesStorageMetadata", "TensorProperties", "_MEM_FORMAT_ENCODING",
+    ),
+    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+    "pathlib": ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"),
+    "collections": ("OrderedDict",),
+}  # fmt: skip
+DAMAGE: Final = (
+    OSError, EOFError, ValueError, RuntimeError, pickle.UnpicklingError, AttributeError, TypeError, LookupError,
+    AssertionError, ImportError,
+)  # fmt: skip
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        found = getattr(torch, name, None) if module == "torch" else None
+        if isinstance(found, torch.dtype):
+            return found
+        if name in INDEX_CLASSES.get(module, ()):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"the pickle contains code ({module}.{name}), which was not executed")
+
+
+def read_index(path: Path) -> Metadata:
+    """The index of shards. PyTorch unpickles it without care: call this before PyTorch reads it. Raises
+    an error of DAMAGE if it holds anything else, or code."""
+    with path.open("rb") as file:
+        index = _IndexUnpickler(file).load()
+    if not isinstance(index, Metadata):
+        raise ValueError(f"expected the index of shards, found {type(index).__name__}")
+    return index
 
 
 def shard(loss: nn.Module, model: Llama, device: torch.device, compute: torch.dtype) -> nn.Module:
@@ -80,10 +118,11 @@ def reshard_optimizer_state(state: TrainingState, model: nn.Module) -> dict[str,
             if name.partition("/")[2] in parameters
         }
     try:
-        reader = FileSystemReader(state.shards)
+        index = read_index(state.shards / ".metadata")
         tensors: dict[str, Any] = {}
-        for name, stored in reader.read_metadata().state_dict_metadata.items():
-            assert isinstance(stored, TensorStorageMetadata)
+        for name, stored in index.state_dict_metadata.items():
+            if not isinstance(stored, TensorStorageMetadata):
+                raise ValueError(f"{name}: expected a tensor")
             parameter = parameters.get(name.partition("/")[2])
             fits = parameter is not None and parameter.shape == stored.size
             like = parameter if parameter is not None and fits else torch.empty(stored.size)
@@ -91,8 +130,8 @@ def reshard_optimizer_state(state: TrainingState, model: nn.Module) -> dict[str,
         with warnings.catch_warnings():
             # a single process may read shards
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
-    except (OSError, EOFError, ValueError, RuntimeError, pickle.UnpicklingError, CheckpointException) as error:
+            load(tensors, storage_reader=FileSystemReader(state.shards), no_dist=not dist.is_initialized())
+    except (*DAMAGE, CheckpointException) as error:
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise CheckpointError(
             f"cannot resume: {state.shards}: cannot read the optimizer's shards: {reason[0][:200]}"
