@@ -354,6 +354,8 @@ def open_run(config: RunConfig, description: dict[str, Any], *, restarted: bool 
         return False
     before = _read(run)
     check_same_run(config, before, description)
+    if not (run / "latest").is_symlink():
+        _link_first_checkpoint(run)
     has_checkpoint = (run / "latest").is_symlink()  # False: killed before its first checkpoint
     if has_checkpoint and not (run / "latest" / "training").is_dir():
         raise CheckpointError(f"cannot resume {run}: its latest checkpoint, {os.readlink(run / 'latest')}, is missing")
@@ -361,6 +363,13 @@ def open_run(config: RunConfig, description: dict[str, Any], *, restarted: bool 
     if has_checkpoint:
         prune_checkpoints(run)  # an interrupted save may have left one behind
     return has_checkpoint
+
+
+def _link_first_checkpoint(run: Path) -> None:
+    """Point `latest` at a first checkpoint that a killed process wrote whole, but did not link."""
+    checkpoints = sorted(path for path in run.iterdir() if STEP_NAME.fullmatch(path.name))
+    if checkpoints:
+        point_link(run, "latest", checkpoints[-1])
 
 
 def _extend(config: RunConfig, before: dict[str, Any]) -> None:

@@ -41,6 +41,9 @@ def test_a_run_directory_is_not_overwritten_and_resume_creates_none(tmp_path: Pa
     with pytest.raises(OutputError, match="it holds a run; --resume it, or choose another --out"):
         open_run(config, description)
     assert open_run(again, description) is False, "killed before its first checkpoint: starts from the beginning"
+    (config.out / "step-00000000" / "training").mkdir(parents=True)
+    assert open_run(again, description) is True, "killed before it was linked: goes on from it"
+    assert (config.out / "latest").resolve().name == "step-00000000"
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "love.txt").write_text("…")
     with pytest.raises(OutputError, match="exists and is not a run"):
