@@ -79,7 +79,11 @@ def read_files(
     bad = bad or BadRows()
     is_empty, before = True, len(bad.skipped)
     for path in paths:
-        for file in list_example_files(Path(path)):
+        files = list_example_files(Path(path))
+        if Path(path).is_dir():
+            others = sorted(str(each) for each in Path(path).iterdir() if each not in files)
+            bad.conversions.not_read += [each for each in others if not Path(each).name.startswith(".")]
+        for file in files:
             for row in read_rows(file, bad=bad):
                 try:
                     made = read(row._replace(values=to_half_width(row.values)) if bad.half_width else row)
@@ -120,7 +124,10 @@ def list_example_files(path: Path) -> list[Path]:
     except OSError as error:
         raise SourceError(f"cannot read folder {path}: {error.strerror or error}") from None
     if not found:
-        raise SourceError(f"no examples in folder {path}: expected files with the suffix {list_suffixes(ROW_READERS)}")
+        raise SourceError(
+            f"no examples in folder {path}: expected files with the suffix {list_suffixes(ROW_READERS)}, not in folders "
+            "inside it"
+        )
     return found
 
 

@@ -68,6 +68,7 @@ class Conversions:
             )
         self.converted: dict[str, str] = {}  # file → encoding
         self.damaged: dict[str, str] = {}  # file → what happened to it
+        self.not_read: list[str] = []  # in folders of examples: files of other types, and folders
         self.document_files = DocumentFiles()
 
     def describe_converted(self) -> str:
@@ -88,8 +89,11 @@ class Conversions:
 
     def describe(self) -> list[str]:
         """All lines, without those that are empty."""
-        damaged = self.describe_damaged()
-        lines = (self.describe_converted(), damaged and f"damaged: {damaged}", *self.document_files.describe())
+        damaged, others = self.describe_damaged(), _few(self.not_read)
+        lines = (
+            self.describe_converted(), damaged and f"damaged: {damaged}",
+            others and f"not read, because they are not files of examples: {others}", *self.document_files.describe(),
+        )  # fmt: skip
         return [line for line in lines if line]
 
 

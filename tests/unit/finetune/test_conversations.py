@@ -314,3 +314,13 @@ def test_files_without_examples(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="it has no 'frage'"):
         list(read_conversations(write(tmp_path / "b.jsonl", {"a": 1}), columns=("frage", "antwort")))
     assert Row("x", {}).values == {}
+
+
+def test_a_folder_says_what_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    for name in ("a.jsonl", "notes.docx", ".hidden"):
+        (tmp_path / name).write_text('{"question": "a", "answer": "b"}\n')
+    bad = BadRows()
+    assert len(list(read_conversations(tmp_path, bad=bad))) == 1
+    (line,) = bad.conversions.describe()
+    assert line.startswith("not read, because") and line.endswith(f"{tmp_path / 'more'}, {tmp_path / 'notes.docx'}")
