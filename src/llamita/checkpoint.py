@@ -250,6 +250,11 @@ def load_training_state(directory: Path) -> TrainingState:
 # ---------------------------------------------------------------- run directories
 
 
+def has_tokenizer(checkpoint: Path) -> bool:
+    """Whether a checkpoint's folder holds a tokenizer."""
+    return any((checkpoint / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer.bin"))
+
+
 def step_directory(run: Path, step: int) -> Path:
     """The folder of a run's checkpoint after `step` optimizer steps."""
     return Path(run) / f"step-{step:08d}"

@@ -134,14 +134,14 @@ def _inspect_tokenizer(path: Path, num_bytes: int) -> Inspection:
 def _inspect_folder(path: Path) -> Inspection:
     if (path / "store.json").is_file():
         return _inspect_store(path)
-    from llamita.checkpoint import resolve_checkpoint
+    from llamita.checkpoint import has_tokenizer, resolve_checkpoint
 
     folder = resolve_checkpoint(path)
     name = folder / "config.json"
     properties = _config_properties(config_from_dict(read_json_object(name, FormatError), str(name)))
     if folder != path:
         properties.insert(0, ("checkpoint", str(folder.resolve().name)))
-    if (folder / "tokenizer.json").is_file():
+    if has_tokenizer(folder):
         properties += _tokenizer_properties(folder)
     else:
         properties.append(("tokenizer", "none"))

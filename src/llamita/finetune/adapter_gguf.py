@@ -14,11 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from llamita.checkpoint import load_config, resolve_checkpoint
+from llamita.checkpoint import has_tokenizer, load_config, resolve_checkpoint
 from llamita.convert.export import model_name
 from llamita.finetune.adapter import load_adapter, other_base, resolve_adapter
 from llamita.finetune.lora import lora_specs
-from llamita.finetune.merge_lora import has_tokenizer
 from llamita.formats.gguf import Value, write_gguf
 from llamita.formats.rope_order import permute_qk
 from llamita.formats.tensor_types import Bytes, Floats, quantize

@@ -20,6 +20,7 @@ from llamita.checkpoint import (
     ADAPTER_CONFIG,
     adapter_base,
     copy_tokenizer,
+    has_tokenizer,
     load_config,
     open_tensors,
     resolve_checkpoint,
@@ -202,10 +203,6 @@ def plain_checkpoint(path: Path, out: Path) -> Iterator[Path]:
         merged = folder / model_name(path)
         merge_adapter(Path(base), adapter, merged)
         yield merged
-
-
-def has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer.bin"))
 
 
 def check_same_tokens(adapter: Path, checkpoint: Path, vocab_size: int) -> None:
