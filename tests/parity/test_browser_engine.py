@@ -222,7 +222,7 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
         ({"model": model, "options": {"kvType": "q4"}}, "kvType: expected f16, f32 or q8, found q4"),
         ({"model": model, "options": {"contextTokens": 10**6}}, "cannot open a session: context_tokens: "),
         ({"model": model, "close": True, "call": "tokenize", "args": ["x"]}, "the model is closed"),
-        ({"model": model, "call": "generate", "args": ["x " * 999]}, "the prompt: expected at most 256 tokens"),
+        ({"model": model, "call": "generate", "args": ["x " * 999]}, "the prompt: expected at most 512 tokens"),
         ({"model": model, "call": "generate", "args": ["x", {"seed": -1}]}, "seed: expected a number from 0 to "),
         ({"model": model, "call": "generate", "args": ["x", {"topP": 2}]}, "topP: expected a number from 0 to 1, "),
         ({"model": model, "call": "generate", "args": ["x", {"top_p": 1}]}, "unknown option top_p; expected "),

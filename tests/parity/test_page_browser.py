@@ -86,7 +86,7 @@ def test_stories(browser: Any, tmp_path: Path) -> None:
     page.wait("!document.getElementById('go').hidden")
     page.element("about-button").click()
     about = page.text("about")
-    assert "0.704 bits per byte" in about and "Q8_0" in about and "256 tokens" in about
+    assert "0.704 bits per byte" in about and "Q8_0" in about and "512 tokens" in about
     assert page.element("about-button").get_attribute("aria-expanded") == "true"
     colors = []
     for _ in range(2):

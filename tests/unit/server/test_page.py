@@ -117,7 +117,7 @@ def test_the_page_needs_no_key_at_any_prefix(stories: Model, prefix: str) -> Non
 
 def test_models_say_what_the_page_needs(client: Client, chat_client: Client, stories: Model) -> None:
     (base,) = client.ok("/v1/models")["data"]
-    assert base["chat"] is False and base["context_length"] == 256 and base["sampling"] == {}
+    assert base["chat"] is False and base["context_length"] == 512 and base["sampling"] == {}
     assert [each["chat"] for each in chat_client.ok("/v1/models")["data"]] == [True, True]
     sampling = SamplingParams(temperature=0.6, top_p=API_SAMPLING.top_p, min_p=0.05)
     server = Server([ServedModel("stories", stories, sampling)])
