@@ -125,8 +125,8 @@ def list_example_files(path: Path) -> list[Path]:
         raise SourceError(f"cannot read folder {path}: {error.strerror or error}") from None
     if not found:
         raise SourceError(
-            f"no examples in folder {path}: expected files with the suffix {list_suffixes(ROW_READERS)}, not in folders "
-            "inside it"
+            f"no examples in folder {path}: expected files with the suffix {list_suffixes(ROW_READERS)}, not in "
+            "folders inside it"
         )
     return found
 
