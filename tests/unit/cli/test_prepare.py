@@ -197,7 +197,7 @@ def test_no_internals_in_messages(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["run", "-k", "x"], "--top-k: expected a whole number, found 'x'"),
         (["chat", "x.gguf", "-t", "nan"], "--temperature: expected 0 to 1000, found nan"),
         (["chat", "x.gguf", "--repetition-penalty", "0"], "--repetition-penalty: expected 0.01 to 100"),
-        (["run", "-c", "100000"], "--context: expected at most 256, the model's context, found 100,000"),
+        (["run", "-c", "100000"], "--context: expected at most 512, the model's context, found 100,000"),
     ):
         assert main(words) == 2
         error = capsys.readouterr().err

@@ -167,7 +167,7 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             call()
         assert said in str(caught.value) and "\n" not in str(caught.value)
     monkeypatch.setattr(page, "MAX_MODEL_BYTES", 1 << 20)
-    with pytest.raises(ConfigError, match="expected a model of at most 1 MB for a browser, found 2 MB"):
+    with pytest.raises(ConfigError, match="expected a model of at most 1 MB for a browser, found 7 MB"):
         write_page(STORIES, tmp_path / "x.html")
     assert not (tmp_path / "x.html").exists()
     (web.WEB / "llamita.wasm").unlink()

@@ -291,7 +291,7 @@ def test_finetune_and_eval_read_documents(made: Path, tmp_path: Path) -> None:
     assert "a text file's documents end at" in Data((str(tmp_path),)).describe_documents()
     scan = tmp_path / "e.pdf"
     shutil.copy(made / "e scan.pdf", scan)
-    with pytest.raises(SourceError, match=r"cannot fine-tune on .*e\.pdf: 1 scanned file without text"):
+    with pytest.raises(SourceError, match=r"cannot use .*e\.pdf: 1 scanned file without text"):
         read_texts(scan, Conversions())
     with pytest.raises(SourceError, match=r"cannot score on .*e\.pdf: 1 scanned file without text"):
         Data((str(scan),)).encode_texts(lambda texts: texts, 0)

@@ -273,7 +273,7 @@ def test_help_names_every_format() -> None:
     source = Path(config.__file__).read_text(encoding="utf-8")
     assert list_suffixes(SUFFIXES) in " ".join(source.split())
     for suffix in ROW_READERS:
-        assert suffix in source.partition("text_key")[2][:200]
+        assert suffix in source.partition("    text_key: ")[2][:200]
 
 
 def test_json_lines_named_json(tmp_path: Path) -> None:

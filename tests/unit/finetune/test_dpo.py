@@ -8,7 +8,7 @@ import math
 import os
 import random
 import signal
-import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -160,7 +160,7 @@ def test_a_clock_that_stands_still_is_no_division_by_zero(
 
     def still(*args: Any) -> float:
         with monkeypatch.context() as patched:
-            patched.setattr(time, "monotonic", lambda: 1.0)
+            patched.setattr(dpo_evaluate, "time", types.SimpleNamespace(monotonic=lambda: 1.0))
             shares.append(dpo_evaluate.affordable_share(*args))
         return shares[0]
 

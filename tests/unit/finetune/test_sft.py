@@ -7,7 +7,6 @@ import json
 import random
 import re
 import shlex
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -82,13 +81,14 @@ def test_minutes_bound_evaluations_and_samples(
     questions: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    replace_clock: Callable[..., None],
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Simulated: a second for the loss of a conversation, half a second for a generated token, so
     that all 20 held-out ones would take most of a minute each time, and a run of ten minutes once
     trained one step. Later everything takes three times as long."""
     clock, slower = [0.0], [1.0]
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    replace_clock(monotonic=lambda: clock[0])
 
     def after(function: Any, seconds: Callable[..., float]) -> Any:
         def slow(*args: Any, **options: Any) -> Any:
