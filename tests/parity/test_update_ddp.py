@@ -78,7 +78,7 @@ def test_shards_move_back_to_the_old_weights_as_a_whole_model_does(base: Path, t
             "--steps",
             12,
         ]
-        done = llamita(processes, *words, "--learning-rate", 0.05, "--replay", 0, "--max-forgetting", 0, *more)
+        done = llamita(processes, *words, "--learning-rate", 0.05, "--replay", 0, "--max-forgetting", 1, *more)
         assert done.returncode == 0, done.stderr
         ends.append(read_metrics(tmp_path / f"run{processes}")[-1])
     one, two = ends
