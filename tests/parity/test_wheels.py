@@ -30,7 +30,7 @@ from build_wheels import PLATFORMS, build_parts, build_sdist, build_wheel  # noq
 
 pytestmark = pytest.mark.cross
 
-MAX_WHEEL_BYTES = 11_000_000
+MAX_WHEEL_BYTES = 10_000_000
 NATIVE = "x86_64-linux-gnu.2.17"
 PROGRAM_RUNNERS = {
     "x86_64-linux-gnu.2.17": "",
