@@ -58,14 +58,16 @@ class _IndexUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"the pickle contains code ({module}.{name}), which was not executed")
 
 
-def read_index(path: Path) -> Metadata:
-    """The index of shards. PyTorch unpickles it without care: call this before PyTorch reads it. Raises
-    an error of DAMAGE if it holds anything else, or code."""
-    with path.open("rb") as file:
-        index = _IndexUnpickler(file).load()
-    if not isinstance(index, Metadata):
-        raise ValueError(f"expected the index of shards, found {type(index).__name__}")
-    return index
+class _ShardReader(FileSystemReader):
+    """Reads the index without executing code, where PyTorch's reader unpickles all it finds: that of all
+    processes, and if it cannot use it, one of this process alone."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with (Path(self.path) / ".metadata").open("rb") as file:
+            index = _IndexUnpickler(file).load()
+        if not isinstance(index, Metadata):
+            raise ValueError(f"expected the index of shards, found {type(index).__name__}")
+        return index
 
 
 def shard(loss: nn.Module, model: Llama, device: torch.device, compute: torch.dtype) -> nn.Module:
@@ -118,9 +120,9 @@ def reshard_optimizer_state(state: TrainingState, model: nn.Module) -> dict[str,
             if name.partition("/")[2] in parameters
         }
     try:
-        index = read_index(state.shards / ".metadata")
+        reader = _ShardReader(state.shards)
         tensors: dict[str, Any] = {}
-        for name, stored in index.state_dict_metadata.items():
+        for name, stored in reader.read_metadata().state_dict_metadata.items():
             if not isinstance(stored, TensorStorageMetadata):
                 raise ValueError(f"{name}: expected a tensor")
             parameter = parameters.get(name.partition("/")[2])
@@ -130,7 +132,7 @@ def reshard_optimizer_state(state: TrainingState, model: nn.Module) -> dict[str,
         with warnings.catch_warnings():
             # a single process may read shards
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            load(tensors, storage_reader=FileSystemReader(state.shards), no_dist=not dist.is_initialized())
+            load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     except (*DAMAGE, CheckpointException) as error:
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise CheckpointError(

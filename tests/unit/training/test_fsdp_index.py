@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import warnings
 from pathlib import Path
@@ -51,6 +52,21 @@ def test_code_is_refused_by_name_and_not_run(
     metadata.planner_data = PickleBomb(tmp_path / "ran")
     index.write_bytes(pickle.dumps(metadata))
     with pytest.raises(CheckpointError, match=r"the pickle contains code \((posix|nt)\.system\), which was not exec"):
+        reshard_optimizer_state(state, model)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_no_other_index_is_read_in_its_place(
+    saved: tuple[TrainingState, torch.nn.Module, dict[str, Any]], tmp_path: Path
+) -> None:
+    """PyTorch reads the index of a single process, where it cannot use that of all."""
+    state, model, _ = saved
+    index = tmp_path / "shards" / ".metadata"
+    metadata = pickle.loads(index.read_bytes())
+    metadata.storage_meta = torch.Size([1])  # which takes no attributes
+    index.write_bytes(pickle.dumps(metadata))
+    (tmp_path / "shards" / "__0.metadata").write_bytes(pickle.dumps(PickleBomb(tmp_path / "ran")))
+    with contextlib.suppress(CheckpointError):
         reshard_optimizer_state(state, model)
     assert not (tmp_path / "ran").exists()
 
