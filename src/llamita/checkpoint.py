@@ -130,6 +130,11 @@ def stream_checkpoint(
         return num_bytes
 
 
+def has_tokenizer(checkpoint: Path) -> bool:
+    """Whether a checkpoint's folder holds a tokenizer."""
+    return any((checkpoint / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer.bin"))
+
+
 def copy_tokenizer(source: Path, directory: Path) -> None:
     """Copy the tokenizer's files from one folder to another.
 
@@ -248,11 +253,6 @@ def load_training_state(directory: Path) -> TrainingState:
 
 
 # ---------------------------------------------------------------- run directories
-
-
-def has_tokenizer(checkpoint: Path) -> bool:
-    """Whether a checkpoint's folder holds a tokenizer."""
-    return any((checkpoint / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer.bin"))
 
 
 def step_directory(run: Path, step: int) -> Path:

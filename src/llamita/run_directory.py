@@ -354,9 +354,8 @@ def open_run(config: RunConfig, description: dict[str, Any], *, restarted: bool 
         return False
     before = _read(run)
     check_same_run(config, before, description)
-    if not (run / "latest").is_symlink():
-        _link_first_checkpoint(run)
-    has_checkpoint = (run / "latest").is_symlink()  # False: killed before its first checkpoint
+    # False: killed before its first checkpoint
+    has_checkpoint = (run / "latest").is_symlink() or _link_first_checkpoint(run)
     if has_checkpoint and not (run / "latest" / "training").is_dir():
         raise CheckpointError(f"cannot resume {run}: its latest checkpoint, {os.readlink(run / 'latest')}, is missing")
     _extend(config, before)
@@ -365,11 +364,13 @@ def open_run(config: RunConfig, description: dict[str, Any], *, restarted: bool 
     return has_checkpoint
 
 
-def _link_first_checkpoint(run: Path) -> None:
-    """Point `latest` at a first checkpoint that a killed process wrote whole, but did not link."""
+def _link_first_checkpoint(run: Path) -> bool:
+    """Point `latest` at a first checkpoint that a killed process wrote whole, but did not link; False if
+    there is none."""
     checkpoints = sorted(path for path in run.iterdir() if STEP_NAME.fullmatch(path.name))
     if checkpoints:
         point_link(run, "latest", checkpoints[-1])
+    return bool(checkpoints)
 
 
 def _extend(config: RunConfig, before: dict[str, Any]) -> None:

@@ -79,10 +79,8 @@ def read_files(
     bad = bad or BadRows()
     is_empty, before = True, len(bad.skipped)
     for path in paths:
-        files = list_example_files(Path(path))
-        if Path(path).is_dir():
-            others = sorted(str(each) for each in Path(path).iterdir() if each not in files)
-            bad.conversions.not_read += [each for each in others if not Path(each).name.startswith(".")]
+        files, others = list_example_files(Path(path))
+        bad.conversions.not_read += map(str, others)
         for file in files:
             for row in read_rows(file, bad=bad):
                 try:
@@ -112,23 +110,22 @@ def to_half_width(value: Any) -> Any:
     return {key: to_half_width(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
-def list_example_files(path: Path) -> list[Path]:
-    """The file itself, or the files of rows in a folder, by name. Raises SourceError if none."""
-    path = Path(path)
+def list_example_files(path: Path) -> tuple[list[Path], list[Path]]:
+    """The file itself, or the files of rows in a folder, by name; and what else is in the folder. Raises
+    SourceError if there are none."""
     if not path.is_dir():
-        return [path]
+        return [path], []
     try:
-        found = sorted(
-            each for each in path.iterdir() if find_suffix(each) in ROW_READERS and not each.name.startswith(".")
-        )
+        entries = sorted(each for each in path.iterdir() if not each.name.startswith("."))
     except OSError as error:
         raise SourceError(f"cannot read folder {path}: {error.strerror or error}") from None
+    found = [each for each in entries if find_suffix(each) in ROW_READERS]
     if not found:
         raise SourceError(
             f"no examples in folder {path}: expected files with the suffix {list_suffixes(ROW_READERS)}, not in "
             "folders inside it"
         )
-    return found
+    return found, [each for each in entries if each not in found]
 
 
 def row_text(row: Row, text_key: str) -> bytes:

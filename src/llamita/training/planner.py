@@ -219,9 +219,8 @@ def plan_run(
     unique_tokens = int(lengths.sum())
     fitting = shapes_that_fit(config, candidate_shapes(config, context, device.type), vocab_size, free, device)
     ladder = _Ladder(fitting, vocab_size, untied=not config.tie_embeddings)
-    allowed = min(PROBE_SECONDS[1], max(PROBE_SECONDS[0], PROBE_SHARE * 60 * minutes))
-    if has_shape(config):
-        allowed = PROBE_SECONDS[0]
+    share = 0.0 if has_shape(config) else PROBE_SHARE  # nothing is compared with a given shape
+    allowed = min(PROBE_SECONDS[1], max(PROBE_SECONDS[0], share * 60 * minutes))
     start = time.monotonic()
 
     def has_time() -> bool:

@@ -450,13 +450,9 @@ class Trainer:
             return False
         self._mark_speed()
         state, at = self.state, self.state.progress
-        if take_back is None and state.evaluated_step == at.step:
-            state.is_finished = True
-            return True
-        state.is_finished = True
+        state.is_finished = True  # the evaluation saves it
         if take_back is None:
-            if not self._evaluate(stop):
-                state.is_finished = False
+            state.is_finished = state.evaluated_step == at.step or self._evaluate(stop)
             return state.is_finished
         best, step = state.best, at.step
         state.best = None
