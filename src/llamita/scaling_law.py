@@ -97,16 +97,21 @@ class Evaluation:
 # and how much steeper they fall at the peak than from run to run.
 SLOPE, AT_PEAK, SLOPE_AT_PEAK = (-0.03, 0.05), (0.07, 0.03), (-0.08, 0.05)
 NOISE = 0.005  # of an evaluation, between seeds
+ENDED = 0.02  # of the peak: from this rate on down, an evaluation is the end of a run
 
 
 class RunCurve:
     """The law, scaled and tilted to a run's own evaluations: a linear fit of log bits / law by log
-    tokens and the learning rate, with the means above as a prior."""
+    tokens and the learning rate, with the means above as a prior.
+
+    Raised or lowered as a whole, the curve of a finished run goes through its end: there only the
+    noise of a seed is left.
+    """
 
     def __init__(self, evaluations: Sequence[Evaluation], num_parameters: float, unique_tokens: float) -> None:
         """The run's weights, and the tokens of its text. Needs an evaluation."""
         self.num_parameters, self.unique_tokens = num_parameters, unique_tokens
-        self._end = evaluations[-1].tokens
+        self._end, self._has_ended = evaluations[-1].tokens, evaluations[-1].rate <= ENDED
         factors = np.array([self._factors(each.tokens, unique_tokens, each.rate) for each in evaluations])
         found = np.array([
             math.log(each.bits) - _log_bits(num_parameters, each.tokens, unique_tokens)[0] for each in evaluations
@@ -119,7 +124,9 @@ class RunCurve:
             weighted = factors.T / self.noise**2
             self._covariance = np.linalg.inv(weighted @ factors + precisions)
             self._fit = self._covariance @ (weighted @ found + precisions @ means)
-            self.noise = max(NOISE, float(np.sqrt(np.mean((found - factors @ self._fit) ** 2))))
+            residuals = found - factors @ self._fit
+            self.noise = max(NOISE, float(np.sqrt(np.mean(residuals**2))))
+        self._raised = float(residuals[-1]) if self._has_ended else 0.0
 
     def _factors(self, tokens: float, unique_tokens: float, rate: float) -> tuple[float, ...]:
         seen, end = (effective_tokens(*pair) for pair in ((tokens, unique_tokens), (self._end, self.unique_tokens)))
@@ -131,5 +138,7 @@ class RunCurve:
         factors = np.array(self._factors(tokens, unique_tokens, 0.0))
         log_bits, repeated = _log_bits(self.num_parameters, tokens, unique_tokens)
         repeated -= _log_bits(self.num_parameters, self._end, self.unique_tokens)[1]
-        variance = float(factors @ self._covariance @ factors) + self.noise**2 + repeated**2
-        return _forecast(log_bits + float(factors @ self._fit), variance)
+        octaves = abs(factors[1]) / math.log(2) if self._has_ended else 1.0  # from what is measured
+        noise = max(NOISE, min(1.0, octaves) * self.noise)
+        variance = float(factors @ self._covariance @ factors) + noise**2 + repeated**2
+        return _forecast(log_bits + float(factors @ self._fit) + self._raised, variance)

@@ -72,5 +72,21 @@ def test_few_evaluations_leave_a_wide_range() -> None:
 def test_noise_widens_the_range() -> None:
     exact = curve(1.0, 0.0, AT_PEAK[0], 10)
     noisy = [Evaluation(each.tokens, each.bits * (1.05 if i % 2 else 0.95), each.rate) for i, each in enumerate(exact)]
-    one, other = (RunCurve(found, SIZE, TEXT).forecast(TEXT, TEXT) for found in (exact, noisy))
-    assert math.log(other.high / other.low) > 4 * math.log(one.high / one.low)
+    one, other = (RunCurve(found, SIZE, TEXT).forecast(2 * TEXT, 2 * TEXT) for found in (exact, noisy))
+    assert math.log(other.high / other.low) > 2 * math.log(one.high / one.low)
+
+
+def test_a_finished_run_predicts_itself() -> None:
+    """One of docs/experiments.md, which fell faster than the law."""
+    tokens = (2.7e6, 5.3e6, 7.7e6, 10.3e6, 12.6e6, 15.4e6, 17.8e6)
+    bits = (0.9057, 0.8557, 0.8257, 0.7858, 0.7471, 0.6889, 0.6372)
+    evaluations = [
+        Evaluation(each, value, min(1.0, (1 - each / 17.8e6) / 0.65))
+        for each, value in zip(tokens, bits, strict=True)
+    ]  # fmt: skip
+    size, text = 6_491_808, 3_341_174
+    cell = RunCurve(evaluations, size, text).forecast(tokens[-1], text)
+    assert cell.bits == pytest.approx(bits[-1], rel=0.005) and cell.high / cell.low < 1.03
+    assert cell.low < bits[-1] < cell.high
+    longer = RunCurve(evaluations, size, text).forecast(2 * tokens[-1], text)
+    assert longer.high / longer.low > cell.high / cell.low
