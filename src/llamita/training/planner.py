@@ -48,7 +48,7 @@ from llamita.training.defaults import (
 )
 from llamita.training.distributed import Ranks, compute_type, start_ranks
 from llamita.training.flops import flops_per_token
-from llamita.training.generations import epochs_each, generations_for
+from llamita.training.generations import TEACHER_COST, epochs_each, generations_for
 from llamita.training.loss import SummedLoss
 from llamita.training.memory import free_bytes, is_out_of_memory, tokens_that_fit
 from llamita.training.optimizer import build_optimizer
@@ -227,7 +227,9 @@ def plan_run(
         return time.monotonic() - start < MAX_PLANNING_SHARE * 60 * minutes
 
     def time_shape(shape: Shape) -> Timing:
-        return time_dtypes(apply_shape(config, shape), dtypes, vocab_size, device, world_size, allowed, free)
+        found = time_dtypes(apply_shape(config, shape), dtypes, vocab_size, device, world_size, allowed, free)
+        cost = 1.0 if config.teacher is None else TEACHER_COST  # of a teacher of the same shape
+        return dataclasses.replace(found, seconds=cost * found.seconds)
 
     def predict(time_factor: float, text_factor: float) -> Forecast:
         best = ladder.choose(time_factor * seconds, text_factor * unique_tokens)[0]

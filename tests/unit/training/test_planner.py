@@ -22,9 +22,10 @@ from llamita.errors import ConfigError  # noqa: E402
 from llamita.run_directory import remembered_run  # noqa: E402
 from llamita.scaling_law import R_STAR, effective_tokens  # noqa: E402
 from llamita.training import planner  # noqa: E402
-from llamita.training.defaults import fill_defaults  # noqa: E402
+from llamita.training.defaults import decay_for, fill_defaults  # noqa: E402
 from llamita.training.distributed import Ranks  # noqa: E402
 from llamita.training.flops import flops_per_token  # noqa: E402
+from llamita.training.generations import TEACHER_COST  # noqa: E402
 from llamita.training.planner import (  # noqa: E402
     WIDTHS,
     Estimate,
@@ -227,6 +228,8 @@ def test_a_given_shape_is_kept_and_the_rest_is_planned(shape: dict[str, Any], mo
     given = plan(1000, generations=1, weight_decay=0.3, token_noise=0.0, micro_batch_size=3, context=32)
     assert (given.generations, given.weight_decay, given.token_noise) == (1, 0.3, 0.0)
     assert (given.micro_batch_size, given.context) == (3, 32)
+    taught = plan(1000, teacher=Path("teacher"))
+    assert taught.generations == 1 and taught.weight_decay == pytest.approx(decay_for(30 / TEACHER_COST), 0.05)
     assert long.context == (256 if "layers" in shape else PRESETS["0.5M"].max_position_embeddings)
 
 
