@@ -213,6 +213,8 @@ def export_adapter(flags: ExportFlags, adapter: Path) -> None:
     for name in ("type", "version", "dtype", "shard_size", "modelfile"):
         if getattr(flags, name):
             raise ConfigError(f"cannot export {adapter}: {flag(name)}: an adapter is written in f32, as one .gguf")
+    if flags.card != NO_CARD:
+        raise ConfigError(f"cannot export {adapter}: model card: an adapter goes by that of its checkpoint")
     if flags.verify == "yes" or flags.out.suffix != ".gguf":
         what = "--verify yes" if flags.verify == "yes" else f"{flags.out}"
         raise ConfigError(f"cannot export {adapter}: expected OUT to end in .gguf and no --verify, found {what}")

@@ -47,7 +47,7 @@ from llamita.formats.rope_order import permute_qk
 from llamita.formats.safetensors_io import DTYPES, SafetensorsReader, TensorEntry, checked
 from llamita.formats.tensor_table import TensorSpec, check_tensors, tensor_table
 from llamita.formats.tensor_types import TYPES, Bytes, Floats, TypeName, quantize, quantize_chunks
-from llamita.model_card import ModelCard, load_card
+from llamita.model_card import NO_CARD, ModelCard, load_card
 from llamita.progress import Progress, no_progress
 from llamita.tokenizer import Tokenizer, load_tokenizer
 from llamita.tokenizer.gguf import tokenizer_metadata
@@ -126,13 +126,14 @@ def export(
     """
     out = Path(out)
     kind = _kind(out)
-    _check_settings(out, kind, type, version, dtype, shard_bytes)
+    given = None if card == NO_CARD else card
+    _check_settings(out, kind, type, version, dtype, shard_bytes, given)
     directory = resolve_checkpoint(Path(checkpoint))
     config, stored = load_config(directory), open_tensors(directory)
     check_tensors(stored.shapes, config, "huggingface", str(directory))
     if modelfile and kind != ".gguf":
         raise ConfigError(f"cannot export to {out}: a Modelfile needs a .gguf; choose a name that ends in .gguf")
-    card = load_card(directory).updated(card or ModelCard())
+    card = load_card(directory).updated(card or NO_CARD)
     job = _Job(directory, out, config, stored, load_tokenizer(directory), verify, progress, card)
     if kind == ".bin":
         return _export_bin(job, version or 0)
@@ -157,7 +158,13 @@ def _kind(out: Path) -> str:
 
 
 def _check_settings(
-    out: Path, kind: str, type: str | None, version: int | None, dtype: str | None, shard_bytes: int | None
+    out: Path,
+    kind: str,
+    type: str | None,
+    version: int | None,
+    dtype: str | None,
+    shard_bytes: int | None,
+    card: ModelCard | None,
 ) -> None:
     if out.name == "tokenizer.bin":
         raise ConfigError(f"cannot export to {out}: that name is reserved for the tokenizer; choose another one")
@@ -175,7 +182,8 @@ def _check_settings(
     if shard_bytes is not None and shard_bytes < 1:
         raise ConfigError(f"cannot export: shard size: expected a positive number of bytes, found {shard_bytes}")
     for name, value, wanted in (("type", type, (".gguf", ".bin")), ("version", version, (".bin",)),
-                                ("dtype", dtype, ("",)), ("shard size", shard_bytes, ("",))):  # fmt: skip
+                                ("dtype", dtype, ("",)), ("shard size", shard_bytes, ("",)),
+                                ("model card", card, (".gguf", ""))):  # fmt: skip
         if value is not None and kind not in wanted:
             meant = " or ".join(each or "a folder" for each in wanted)
             raise ConfigError(f"cannot export to {out}: {name}: it only applies to {meant}")

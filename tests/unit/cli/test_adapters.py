@@ -72,7 +72,7 @@ def test_export_adapter(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert np.array_equal(file.dequantize("blk.1.attn_k.weight.lora_b"), expected)
     assert np.array_equal(file.dequantize("blk.1.attn_k.weight.lora_a"), update.a.numpy())
     capsys.readouterr()
-    for more in (["--type", "q8_0"], ["--verify", "yes"]):
+    for more in (["--type", "q8_0"], ["--verify", "yes"], ["--license", "mit"]):
         assert main([*words, *more]) == 2
         assert "cannot export" in capsys.readouterr().err
     words[2] = str(tmp_path / "adapter.bin")

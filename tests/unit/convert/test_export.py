@@ -24,6 +24,7 @@ from llamita.formats.llama2c import read_bin  # noqa: E402
 from llamita.formats.rope_order import permute_qk, unpermute_qk  # noqa: E402
 from llamita.formats.tensor_table import tensor_table  # noqa: E402
 from llamita.model.llama import rope_frequencies  # noqa: E402
+from llamita.model_card import ModelCard  # noqa: E402
 from llamita.tokenizer import load_tokenizer  # noqa: E402
 from tests.rope_scalings import LLAMA3  # noqa: E402
 
@@ -360,6 +361,7 @@ def test_settings_that_do_not_apply_are_refused(make_checkpoint: MakeCheckpoint,
         ("model.bin", {"shard_bytes": 5}, "shard size: it only applies to a folder"),
         ("folder", {"shard_bytes": 0}, "shard size: expected a positive number of bytes"),
         ("folder", {"type": "f16"}, r"type: it only applies to \.gguf or \.bin"),
+        ("model.bin", {"card": ModelCard(license="mit")}, r"model card: it only applies to \.gguf or a folder"),
         ("tokenizer.bin", {}, "that name is reserved for the tokenizer"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=said):
