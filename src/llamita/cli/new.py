@@ -321,7 +321,7 @@ def expectations(found: Found) -> list[str]:
     """What can be expected, in sentences."""
     num_bytes, examples = found.text.num_bytes + found.example_bytes, _num_examples(found)
     sentences = [
-        "A model that is trained here from nothing learns the form of these texts: their words, tone and layout. It "
+        "A model that is trained here from scratch learns the form of these texts: their words, tone and layout. It "
         "does not learn facts: much of what it says will be invented."
     ]
     if num_bytes < LITTLE_BYTES:
