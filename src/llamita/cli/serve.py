@@ -9,6 +9,8 @@ import functools
 import ipaddress
 import json
 import logging
+import os
+import re
 import socket
 import sys
 from collections.abc import Sequence
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 MAX_KEY_FILE_BYTES = 1 << 20
 LOG_FORMAT = "%(asctime)s %(message)s"
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+_KEY = re.compile("[!-~]+")  # what an HTTP header can hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +105,16 @@ def main(argv: list[str]) -> int | None:
         limits = ServerLimits(flags.parallel, flags.queue, answer_seconds=flags.timeout)
         listening = stack.enter_context(_listen(flags.host, flags.port))
         _log_requests(flags.quiet)
-        server = Server(served, flags.runtime, limits, api_keys=keys, cors_origins=flags.cors, index=index)
+        is_local = ipaddress.ip_address(listening.getsockname()[0]).is_loopback
+        server = Server(
+            served,
+            flags.runtime,
+            limits,
+            api_keys=keys,
+            cors_origins=flags.cors,
+            host_names=(*LOOPBACK_NAMES, flags.host) if is_local and not keys else (),
+            index=index,
+        )
 
         class Announcing(uvicorn.Server):
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -169,7 +182,7 @@ def read_keys(path: Path) -> tuple[str, ...]:
             raw = file.read(MAX_KEY_FILE_BYTES + 1)
         if len(raw) > MAX_KEY_FILE_BYTES:
             raise SourceError(f"--api-key-file: {path}: expected at most {MAX_KEY_FILE_BYTES:,} bytes")
-        lines = [line.strip() for line in raw.decode("utf-8").splitlines()]
+        lines = [line.strip() for line in raw.decode("utf-8-sig").splitlines()]
     except OSError as error:
         raise SourceError(f"--api-key-file: {path}: {error.strerror or error}") from None
     except UnicodeError:
@@ -177,6 +190,8 @@ def read_keys(path: Path) -> tuple[str, ...]:
     keys = tuple(line for line in lines if line and not line.startswith("#"))
     if not keys:
         raise SourceError(f"--api-key-file: {path}: expected a key on each line, found none")
+    if not all(_KEY.fullmatch(key) for key in keys):
+        raise SourceError(f"--api-key-file: {path}: expected keys of ASCII letters, digits and signs, found others")
     return keys
 
 
@@ -187,7 +202,8 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:
         raise ConfigError(f"--host: {host}: {getattr(error, 'strerror', None) or error}") from None
     try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name != "nt":  # there it would let a second server listen at the same port
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(found[4])
         return listening
     except OSError as error:

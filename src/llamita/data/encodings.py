@@ -85,6 +85,11 @@ _CANDIDATES = (
     _Candidate(Found("utf-16-be", "UTF-16BE"), ("simplified", "traditional", "japanese", "korean", "latin")),
 )
 _WESTERN = Found("cp1252", "Windows-1252")
+_ISO_2022_JP = Found("iso2022_jp_2", "ISO-2022-JP")
+_ESCAPE = re.compile(rb"\x1b\$(?:[@B]|\(D)")  # to Japanese characters
+_SEVEN_BIT = frozenset(
+    ("iso2022_jp_2", "iso2022_jp_2004", "iso2022_jp_3", "iso2022_jp_ext", "iso2022_kr", "hz", "utf-7")
+)
 
 
 class Unsure(NamedTuple):
@@ -104,10 +109,22 @@ def find_codec(name: str) -> Found | None:
         return Found("utf-8", "UTF-8")
     # GB18030 contains GBK and GB2312, and so on: files often have a few characters of the larger set.
     wider = {"gb2312": "gb18030", "gbk": "gb18030", "big5": "cp950", "shift_jis": "cp932", "euc_kr": "cp949"}
-    wider["iso8859-1"] = "cp1252"
+    wider |= {"iso8859-1": "cp1252", "iso2022_jp": "iso2022_jp_2", "iso2022_jp_1": "iso2022_jp_2"}
     used = wider.get(codec.name, codec.name)
-    known = {each.found.codec: each.found for each in _CANDIDATES}
+    known = {each.found.codec: each.found for each in _CANDIDATES} | {_ISO_2022_JP.codec: _ISO_2022_JP}
     return known.get(used, Found(used, name))
+
+
+def find_seven_bit(data: bytes, declared: str | None = None) -> Found | None:
+    """The encoding of a text whose bytes look like ASCII but are not: the declared one, such as
+    HZ-GB-2312 in a mail, or ISO-2022-JP by its escapes. The data may end inside a character."""
+    if not data.isascii():
+        return None
+    found = None if declared is None else find_codec(declared)
+    if found is not None and found.codec in _SEVEN_BIT:
+        return found
+    is_japanese = _ESCAPE.search(data) is not None and _decode(data, _ISO_2022_JP.codec) is not None
+    return _ISO_2022_JP if is_japanese else None
 
 
 def detect(data: bytes) -> Found | Unsure:

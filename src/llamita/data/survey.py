@@ -26,7 +26,7 @@ from llamita.data.languages import describe_language
 from llamita.data.near_duplicates import NearDuplicates
 from llamita.data.odd_characters import describe_character, find_odd
 from llamita.data.token_store import SPLITS, TokenStore
-from llamita.data.utf8_files import BOM, Conversions, is_gzipped, open_file
+from llamita.data.utf8_files import BOM, Conversions, binary_kind, is_gzipped, open_file
 from llamita.errors import SourceError
 from llamita.progress import Progress, no_progress
 
@@ -136,7 +136,7 @@ def is_text(path: Path) -> bool:
     with open_file(path) as file:
         head = file.read(_HEAD_BYTES)
     if suffix != ".json" or is_gzipped(path):
-        return not head.startswith(b"GGUF")
+        return not (head.startswith(b"GGUF") and binary_kind(head))
     start = head.removeprefix(BOM).lstrip()
     lines = start.split(b"\n", 1)
     return start.startswith(b"[") or (len(lines) == 2 and lines[0].rstrip().endswith(b"}") and bool(lines[1].strip()))

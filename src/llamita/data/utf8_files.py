@@ -21,6 +21,7 @@ from llamita.data.encodings import (
     describe_mojibake,
     detect,
     find_codec,
+    find_seven_bit,
     find_utf8_run,
     utf8_letter_bytes,
 )
@@ -48,10 +49,21 @@ _MAGIC = (
     (b"\xff\xd8\xff", "a picture"),
     (b"\x7fELF", "a program"),
 )
+_CUT_ESCAPE = re.compile(rb"\x1b(?:\$\(?)?\Z")  # of ISO-2022-JP
+_CONTROL = re.compile(rb"[\0-\x08\x0e-\x1f]")
 _UTF16_BOMS = {b"\xff\xfe": Found("utf-16-le", "UTF-16LE"), b"\xfe\xff": Found("utf-16-be", "UTF-16BE")}
 _REPLACED = "\ufffd".encode()
 MIN_REPLACED = 3  # a text may well speak of U+FFFD once
 MAX_NAMED_FILES = 3
+
+
+def binary_kind(start: bytes) -> str | None:
+    """What a file is that begins with these bytes and is no text; None if it may be text. A text may
+    begin with the letters GGUF too: in a model a number follows."""
+    for magic, name in _MAGIC:
+        if start.startswith(magic) and (not magic.isalnum() or _CONTROL.search(start, len(magic), 8)):
+            return name
+    return None
 
 
 class Conversions:
@@ -170,7 +182,8 @@ def utf8_chunks(path: Path, conversions: Conversions | None = None) -> Iterator[
 
 
 def _as_utf8(path: Path, conversions: Conversions) -> Iterator[bytes]:
-    """Bytes of ASCII are the same in every encoding but UTF-16; the first others decide."""
+    """Bytes of ASCII are the same in every encoding but UTF-16 and those with escapes; the first others
+    decide."""
     chunks = _text_bytes(path)
     found, offset = conversions.asked, 0
     unsure = Unsure(())
@@ -178,13 +191,14 @@ def _as_utf8(path: Path, conversions: Conversions) -> Iterator[bytes]:
         for chunk in chunks:
             while offset == 0 and len(chunk) < SAMPLE_BYTES and (more := next(chunks, b"")):
                 chunk += more
-            is_known = offset == 0 and any(chunk.startswith(magic) for magic, _ in _MAGIC)
-            if chunk and chunk.isascii() and b"\0" not in chunk and not is_known:
+            is_known = offset == 0 and binary_kind(chunk) is not None
+            is_plain = chunk.isascii() and b"\0" not in chunk and find_seven_bit(chunk) is None
+            if chunk and is_plain and not is_known and not _CUT_ESCAPE.search(chunk):
                 yield chunk
                 offset += len(chunk)
                 continue
             sample, more = chunk, chunk
-            while more and len(sample) < SAMPLE_BYTES and (more := next(chunks, b"")):
+            while more and (len(sample) < SAMPLE_BYTES or _CUT_ESCAPE.search(sample)) and (more := next(chunks, b"")):
                 sample += more
             chunks = itertools.chain([sample] if sample else [], chunks, [b""])
             recognized = _recognize(sample, offset)
@@ -205,8 +219,10 @@ def _recognize(sample: bytes, offset: int) -> Found | Unsure | None:
     UTF-8, and for what is no text."""
     if offset == 0 and (found := _UTF16_BOMS.get(sample[:2])) and sample[:4] != b"\xff\xfe\0\0":
         return found
-    if offset == 0 and any(sample.startswith(magic) for magic, _ in _MAGIC):
+    if offset == 0 and binary_kind(sample) is not None:
         return None
+    if (seven := find_seven_bit(sample)) is not None:
+        return seven
     first = next((i for i, byte in enumerate(sample) if byte >= 0x80 or not byte), 0)
     near = sample[0 if first < SAMPLE_BYTES // 2 else first // 2 * 2 :][:SAMPLE_BYTES]
     if b"\0" not in near:
@@ -254,7 +270,7 @@ def _checked(path: Path, chunks: Iterator[bytes], start: int, unsure: Unsure) ->
     for chunk in chunks:
         pending = decoder.getstate()[0]
         if offset == 0:
-            kind = next((name for magic, name in _MAGIC if chunk.startswith(magic)), None)
+            kind = binary_kind(chunk)
             if kind is not None:
                 raise SourceError(f"cannot read {path}: byte 0: expected UTF-8 text, found {kind}")
         try:

@@ -8,6 +8,7 @@ import functools
 import hashlib
 import hmac
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -58,13 +59,17 @@ class Server:
         *,
         api_keys: Sequence[str] = (),
         cors_origins: Sequence[str] = (),
+        host_names: Sequence[str] = (),
         index: StoreIndex | None = None,
     ) -> None:
         """The first model answers requests that name none. api_keys: one of them is needed; (): no
-        key is. index: of the documents in which texts are traced."""
+        key is. host_names: by which clients may address the server; (): by any. A web site whose name
+        is made to point to this machine (DNS rebinding) is none of them. index: of the documents in
+        which texts are traced."""
         self._served, self._runtime, self._limits = models, runtime, limits
         self.can_trace = index is not None
         self._serving: dict[str, Serving] = {}
+        self._host_names = {name.lower() for name in host_names}
         self._key_digests = [hashlib.sha256(key.encode()).digest() for key in api_keys]
         self._metrics = Metrics(lambda: total_stats([each.worker for each in self._serving.values()]))
         post, get = ["POST"], ["GET"]
@@ -79,7 +84,7 @@ class Server:
             *MessagesRoutes(self).routes,
             *OllamaRoutes(self).routes,
             *ChooseRoutes(self).routes,
-            *TraceRoutes(self, index).routes,
+            *TraceRoutes(self, index, limits.max_queue).routes,
         ]
         middleware = [Middleware(_Guard, server=self)]
         if cors_origins:
@@ -150,6 +155,11 @@ class Server:
         matches = [hmac.compare_digest(digest, each) for each in self._key_digests]
         return not self._key_digests or (scheme.lower() == "bearer" and any(matches))
 
+    def is_addressed(self, header: str) -> bool:
+        """Whether a Host header has one of the server's names; programs may send none."""
+        name = re.sub(r":[0-9]*$", "", header.strip().lower())
+        return not self._host_names or name in self._host_names or not name
+
     def count_request(self, route: str, status: int) -> None:
         """Count a request for /metrics."""
         self._metrics.count_request(route, status)
@@ -182,12 +192,13 @@ class Server:
 
     async def _detokenize(self, request: Request) -> Response:
         body = await self.read_body(request)
-        model = self.find(body).model
-        ids = prompts_of(body, model.info.vocab_size, "tokens")
-        if len(ids) != 1 or isinstance(ids[0], str):
+        serving = self.find(body)
+        model = serving.model
+        (ids, *others) = prompts_of(body, model.info.vocab_size, "tokens")
+        if others or isinstance(ids, str):
             raise ApiError(400, "tokens: expected a list of token ids", param="tokens")
         try:
-            text = model.decode(ids[0]).decode("utf-8", "replace")
+            text = (await serving.encode(functools.partial(model.decode, ids), len(ids))).decode("utf-8", "replace")
         except EngineError as error:
             raise ApiError(400, str(error)) from None
         return json_response({"content": text, "prompt": text})
@@ -266,7 +277,16 @@ class _Guard:
             headers = dict(scope["headers"])
             given = headers.get(b"authorization", b""), b"Bearer " + headers.get(b"x-api-key", b"")  # some send both
             allowed = [self._server.is_allowed(each.decode("latin-1")) for each in given]
-            if route_path(scope) not in OPEN_ROUTES and not any(allowed):
+            host = headers.get(b"host", b"").decode("latin-1")
+            if not self._server.is_addressed(host):
+                wrong = ApiError(
+                    403,
+                    f"Host: expected localhost or 127.0.0.1, found {host[:100]!r}; behind a proxy, let it send one of "
+                    "these, or ask for keys with --api-key-file",
+                    code="wrong_host",
+                )
+                await error_response(wrong, route_path(scope))(scope, receive, counted)
+            elif route_path(scope) not in OPEN_ROUTES and not any(allowed):
                 wrong = ApiError(401, "the API key is missing or wrong: expected Authorization: Bearer KEY, or "
                                  "x-api-key: KEY", code="invalid_api_key")  # fmt: skip
                 await error_response(wrong, route_path(scope))(scope, receive, counted)
@@ -274,6 +294,9 @@ class _Guard:
                 await self._app(scope, receive, counted)
         except ClientDisconnect:  # while it sent its body
             status = 499
+        except Exception:  # a bug, which _bug answers
+            status = status or 500
+            raise
         finally:
             status = status or 499  # the client left before the answer
             route = scope.get("route")

@@ -15,7 +15,7 @@ from llamita.sampling import SamplingParams
 from llamita.server.answers import json_bytes
 from llamita.server.errors import ApiError
 from llamita.server.host import Host
-from llamita.server.parameters import TextParams, kind_of, text_field
+from llamita.server.parameters import TextParams, kind_of, text_field, too_long
 from llamita.server.serving import Serving
 from llamita.server.worker import Group
 
@@ -39,8 +39,7 @@ class ChooseRoutes:
         serving.worker.check_count(len(choices))
         try:
             check_choices(choices)
-            texts = await _texts(body, serving, choices)
-            num_shared = num_shared_tokens(texts)
+            texts, num_shared = await _texts(body, serving, choices)
         except EngineError as error:
             raise ApiError(400, str(error), param="choices") from None
         field = "prompt" if body.get("messages") is None else "messages"
@@ -54,21 +53,35 @@ class ChooseRoutes:
         return self._host.compute(work, sum(map(len, texts)))
 
 
-async def _texts(body: dict[str, Any], serving: Serving, choices: list[str]) -> list[list[int]]:
-    """The ids of the prompt or the conversation with each choice behind it. Raises ApiError,
-    EngineError."""
-    model = serving.model
+async def _texts(body: dict[str, Any], serving: Serving, choices: list[str]) -> tuple[list[list[int]], int]:
+    """The ids of the prompt or the conversation with each choice behind it, and how many all begin
+    with. Ends at the first text that is too long: a long prompt is not encoded for each choice.
+    Raises ApiError, EngineError."""
+    model, most = serving.model, serving.worker.context_tokens
     if body.get("messages") is not None:
         if body.get("prompt") is not None:
             raise ApiError(400, "prompt: expected no messages beside it", param="prompt")
-        ids, _ = await serving.encode_chat(body)
-        after = [choice.encode("utf-8", "replace") for choice in choices]
-        return await serving.encode(lambda: [[*ids, *model.encode(text)] for text in after], sum(map(len, after)))
-    prompt = text_field(body, "prompt")
-    encoded = [(prompt + choice).encode("utf-8", "replace") for choice in choices]
-    return await serving.encode(
-        lambda: [model.encode(text, bos=model.info.bos_id >= 0) for text in encoded], sum(map(len, encoded))
-    )
+        field, (ids, _) = "messages", await serving.encode_chat(body)
+        num_chars = len(ids)
+
+        def encode(choice: str) -> list[int]:
+            return [*ids, *model.encode(choice.encode("utf-8", "replace"))]
+    else:
+        field, prompt = "prompt", text_field(body, "prompt")
+        num_chars = len(prompt)
+
+        def encode(choice: str) -> list[int]:
+            return model.encode((prompt + choice).encode("utf-8", "replace"), bos=model.info.bos_id >= 0)
+
+    def encode_all() -> tuple[list[list[int]], int]:
+        texts: list[list[int]] = []
+        for choice in choices:
+            texts.append(encode(choice))
+            if len(texts[-1]) > most:
+                raise too_long(len(texts[-1]), most, field)
+        return texts, num_shared_tokens(texts)
+
+    return await serving.encode(encode_all, num_chars * len(choices) + sum(map(len, choices)))
 
 
 async def _scores(group: Group) -> list[list[float]]:

@@ -19,6 +19,7 @@ from llamita.server.host import Host
 from llamita.server.parameters import TextParams, grammar_of, prompts_of, text_params
 from llamita.server.sending import json_response
 from llamita.server.serving import API_SAMPLING, Serving
+from llamita.server.token_text import TokenText
 from llamita.server.worker import Group
 
 DONE = b"data: [DONE]\n\n"
@@ -214,10 +215,10 @@ class OpenAiAnswer(Answer):
             logprobs.append(None)
             top.append(None)
             offsets.append(0)
-            raw = b""
-            for before, token_id, event in zip([-1, *ids], ids, choice.prompt_events, strict=False):
-                raw += self._model.decode_token(token_id, before)
-                add(event, len(raw.decode("utf-8", "replace")))
+            text = TokenText(self._model, previous_id=-1)
+            for token_id, event in zip(ids, choice.prompt_events, strict=False):
+                text.add(token_id)
+                add(event, text.num_chars)
         for event, offset in events:
             add(event, start + offset)
         return {"tokens": tokens, "token_logprobs": logprobs, "top_logprobs": top, "text_offset": offsets}

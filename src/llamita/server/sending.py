@@ -86,7 +86,8 @@ class Computing(Response):
         finally:
             seconds = time.perf_counter() - self._start
             self._metrics.count_text(self._num_tokens, 0, None, seconds, cancelled=cancelled)
-            scope["llamita.note"] = f"{self._num_tokens} tokens" + (", client left" if cancelled else "")
+            notes = [f"{self._num_tokens} tokens"] if self._num_tokens else []
+            scope["llamita.note"] = ", ".join([*notes, "client left"] if cancelled else notes)
 
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
         await (await _body_within(self._seconds, self._work(), scope))(scope, receive, send)

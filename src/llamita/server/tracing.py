@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+import concurrent.futures
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,10 +20,11 @@ from llamita.data.trace import (
     trace_values,
 )
 from llamita.errors import LlamitaError
+from llamita.server.answers import json_bytes
 from llamita.server.errors import ApiError
 from llamita.server.host import Host
 from llamita.server.parameters import text_field, whole_field
-from llamita.server.sending import json_response
+from llamita.server.worker import queue_full
 
 if TYPE_CHECKING:
     from llamita.data.store_index import StoreIndex
@@ -31,11 +33,12 @@ MAX_TRACED_CHARACTERS = 100_000
 
 
 class TraceRoutes:
-    """The route. One text is traced at a time, in a thread."""
+    """The route. One text is traced at a time, in a thread; those of clients that left are not."""
 
-    def __init__(self, host: Host, index: StoreIndex | None) -> None:
-        self._host, self._index = host, index
-        self._turn = asyncio.Lock()
+    def __init__(self, host: Host, index: StoreIndex | None, max_queue: int) -> None:
+        self._host, self._index, self._max_queue = host, index, max_queue
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "llamita-trace")
+        self._num_live = 0
         self.routes = [Route("/trace", self._trace, methods=["POST"])]
 
     async def _trace(self, request: Request) -> Response:
@@ -51,11 +54,19 @@ class TraceRoutes:
         max_sources = whole_field(body, "max_sources", 1, MAX_SOURCES, DEFAULT_SOURCES)
         index = self._index
 
-        def work() -> list[dict[str, Any]]:
-            return trace_values(trace(index, text, min_bytes=min_bytes, max_sources=max_sources))
+        def search() -> bytes:
+            found = trace(index, text, min_bytes=min_bytes, max_sources=max_sources)
+            return json_bytes({"sentences": trace_values(found)})
 
-        async with self._turn:
+        async def work() -> bytes:
+            if self._num_live > self._max_queue:
+                raise queue_full(self._num_live)
+            self._num_live += 1
             try:
-                return json_response({"sentences": await asyncio.to_thread(work)})
+                return await asyncio.get_running_loop().run_in_executor(self._thread, search)
             except LlamitaError as error:
                 raise ApiError(500, str(error)) from None
+            finally:
+                self._num_live -= 1
+
+        return self._host.compute(work, 0)

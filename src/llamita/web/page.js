@@ -174,6 +174,13 @@ function fail(key) {
   problem = key;
   isBusy = false;
   text?.classList.remove("busy");
+  if (page.isChat && chat.at(-1)?.role === "user") {
+    // It was not answered: the chat goes on without it, and the reader can change and send it again.
+    const { content } = chat.pop();
+    $("input").value ||= content;
+    text.previousSibling.remove();
+    text.remove();
+  }
   $("progress").hidden = true;
   show();
 }

@@ -213,6 +213,15 @@ def test_docx() -> None:
     )
 
 
+def test_docx_text_boxes_of_old_versions() -> None:
+    """Once, although newer versions write both."""
+    box = f"<w:txbxContent>{paragraph('In a box.')}</w:txbxContent>"
+    old = f"<w:r><w:pict><w:shape><w:textbox>{box}</w:textbox></w:shape></w:pict></w:r>"
+    both = f"<w:AlternateContent><w:Choice>{box}</w:Choice><w:Fallback>{old}</w:Fallback></w:AlternateContent>"
+    for drawn in (old, both):
+        assert text(read_docx, docx(paragraph("Text.", drawn), {})) == "Text.\n\nIn a box."
+
+
 def test_docx_that_is_broken() -> None:
     whole = docx(paragraph("text"))
     for data, message in (
@@ -352,6 +361,12 @@ def test_mail() -> None:
     assert isinstance(attached, Member) and attached.name == "附件.docx"
     page = b"Subject: x\nContent-Type: text/html; charset=gb2312\n\n" + "<p>网页</p>".encode("gb2312")
     assert text(READERS[".eml"], page) == "x\n\n网页"
+    japanese = "昔々、ある所に".encode("iso-2022-jp")
+    for kind in ("; charset=ISO-2022-JP", ""):  # without: by its escapes
+        mail = b"Subject: x\nContent-Type: text/plain" + kind.encode() + b"\n\n" + japanese
+        assert text(READERS[".eml"], mail) == "x\n\n昔々、ある所に"
+    hz = b"Subject: x\nContent-Type: text/plain; charset=hz-gb-2312\n\n" + "网页".encode("hz")
+    assert text(READERS[".eml"], hz) == "x\n\n网页"
     with pytest.raises(ReaderError, match="it is no mail"):
         list(READERS[".eml"](b"text"))
 
@@ -360,6 +375,8 @@ def test_zip() -> None:
     members = {"a.txt": "one", "文/b.docx": docx(paragraph("two")), "__MACOSX/x.txt": "", ".hidden.txt": "", "c/": ""}
     found = [member.name for member in READERS[".zip"](zip_of(members)) if isinstance(member, Member)]
     assert found == ["a.txt", "文/b.docx"]
+    dotted = {"./a.txt": "one", "./.hidden.txt": "", "./b/c.txt": "two"}
+    assert [member.name for member in READERS[".zip"](zip_of(dotted))] == ["a.txt", "b/c.txt"]
     gbk = zip_of({"abcd.txt": "x"}).replace(b"abcd", "狐狸".encode("gbk"))
     (member,) = READERS[".zip"](gbk)
     assert isinstance(member, Member) and member.name == "狐狸.txt"

@@ -31,6 +31,7 @@ ENCODED = [
     (TRADITIONAL, "big5", "Big5"),
     (JAPANESE, "shift-jis", "Shift-JIS"),
     (JAPANESE, "euc-jp", "EUC-JP"),
+    (JAPANESE, "iso-2022-jp", "ISO-2022-JP"),
     (KOREAN, "euc-kr", "EUC-KR"),
     (KOREAN, "cp949", "EUC-KR"),
     *((text, f"utf-16-{end}", f"UTF-16{end.upper()}") for end in ("le", "be") for text in
@@ -120,6 +121,15 @@ def test_the_user_decides(tmp_path: Path) -> None:
     assert find_codec("GB2312") == Found("gb18030", "GB18030")
 
 
+def test_words_that_begin_binary_files_may_begin_a_text(tmp_path: Path) -> None:
+    """And an escape that is no Japanese stays."""
+    for text in ("GGUF is a file format.\n", "PAR1 of the rules:\n", "A\x1b$ and \x1b$Bz\n"):
+        assert b"".join(utf8_chunks(write(tmp_path / "a.txt", text.encode()))).decode() == text
+    for data, kind in ((b"GGUF\x03\0\0\0more", "a GGUF model"), (b"PAR1\x15\x04\x15", "a parquet file")):
+        with pytest.raises(SourceError, match=f"expected UTF-8 text, found {kind}"):
+            list(utf8_chunks(write(tmp_path / "a.txt", data)))
+
+
 def test_utf8_with_a_bad_byte_is_not_converted(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", SIMPLIFIED.encode() + b"\xff" + SIMPLIFIED.encode())
     with pytest.raises(SourceError, match=f"byte {len(SIMPLIFIED.encode())} is not UTF-8"):
@@ -136,9 +146,9 @@ def test_offsets_are_those_of_the_file(size: int, tmp_path: Path, monkeypatch: p
     assert "--encoding NAME" in str(caught.value)
 
 
-@pytest.mark.parametrize("encoding", ["gb18030", "utf-16-le", "shift-jis"])
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-16-le", "shift-jis", "iso-2022-jp"])
 def test_no_chunk_boundary_matters(encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "a page\n" + (JAPANESE if encoding == "shift-jis" else SIMPLIFIED) * 3 + "𠮷" * (encoding[0] != "s")
+    text = "a page\n" + (JAPANESE * 3 if encoding in ("shift-jis", "iso-2022-jp") else SIMPLIFIED * 3 + "𠮷")
     path = write(tmp_path / "a.txt", text.encode(encoding))
     for size in (1, 2, 3, 7, 64, 1 << 20):
         monkeypatch.setattr(utf8_files, "_CHUNK_BYTES", size)

@@ -171,6 +171,8 @@ def test_echo_scores_the_prompt(client: Client, stories: Model) -> None:
     found = choice["logprobs"]["token_logprobs"]
     assert found[0] is None and found[1:] == pytest.approx(expected.tolist(), abs=1e-5)
     assert len(choice["logprobs"]["tokens"]) == len(choice["logprobs"]["text_offset"]) == len(ids)
+    starts = [len(stories.decode(ids[:i])) for i in range(1, len(ids))]
+    assert choice["logprobs"]["text_offset"] == [0, *starts]
 
 
 def test_characters_stay_whole(chat_client: Client) -> None:

@@ -57,6 +57,18 @@ def test_the_same_bits_at_any_load(client: Client) -> None:
     assert under_load == [alone] * 8
 
 
+def test_a_prompt_that_is_too_long_is_encoded_once(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode, lengths = Model.encode, []
+
+    def counted(self: Model, text: bytes, **options: Any) -> list[int]:
+        lengths.append(len(text))
+        return encode(self, text, **options)
+
+    monkeypatch.setattr(Model, "encode", counted)
+    error = client.refused(CHOOSE, {"prompt": "word " * 20_000, "choices": [str(i) for i in range(60)]})
+    assert error["code"] == "context_length_exceeded" and lengths == [100_001]
+
+
 @pytest.mark.parametrize(
     ("more", "param"),
     [

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,10 @@ from typing import Any
 import pytest
 
 from llamita.data.store_index import StoreIndex, build_store_index
+from llamita.data.trace import trace
 from llamita.engine import Model
+from llamita.server import tracing
+from llamita.server.serving import ServerLimits
 
 Client = Any  # conftest.Client: the tests are not a package
 
@@ -74,6 +80,33 @@ def test_odd_texts(tracer: Client) -> None:
     for text in ("", " \n ", "\0" * 50, "\ud800" * 50, "🦙" * 500):
         sentences = tracer.ok("/trace", {"text": text})["sentences"]
         assert all(not sentence["spans"] for sentence in sentences)
+
+
+def test_few_wait_and_those_that_left_are_not_traced(
+    running_server: Any, stories: Model, index: StoreIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go, traced = threading.Event(), threading.Event(), []
+
+    def wait_and_trace(index: StoreIndex, text: str, **options: Any) -> list[Any]:
+        traced.append(text)
+        begun.set()
+        assert go.wait(20)
+        return trace(index, text, **options)
+
+    monkeypatch.setattr(tracing, "trace", wait_and_trace)
+    with running_server({"stories": stories}, ServerLimits(max_queue=1), index=index) as client:
+        body = json.dumps({"text": "second"}).encode()
+        first = threading.Thread(target=client.send, args=("/trace", {"text": "first"}))
+        first.start()
+        client.wait_until(begun.is_set)
+        with socket.create_connection(("127.0.0.1", client.port)) as second:
+            second.sendall(b"POST /trace HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+            client.wait_until(lambda: client.send("/trace", {"text": "third"})[0] == 429)
+        client.wait_until(lambda: "cancelled_total 1.0" in client.ok("/metrics"))
+        go.set()
+        first.join()
+        client.ok("/trace", {"text": "last"})
+    assert traced == ["first", "last"]
 
 
 def test_without_an_index(client: Client) -> None:

@@ -212,6 +212,27 @@ def test_limits_and_keys(stories: Model, running_server: Any) -> None:
             assert b" 408 " in slow.recv(1000)
 
 
+def test_names_of_the_server(stories: Model, running_server: Any) -> None:
+    """A web site that lets its name point to this machine is refused: its pages would be of the same origin."""
+    with running_server({"stories": stories}, host_names=("localhost", "127.0.0.1", "[::1]")) as client:
+        for name in ("localhost", "LOCALHOST:80", "127.0.0.1:8000", "[::1]:8000", "[::1]", ""):
+            assert client.send("/v1/models", headers={"Host": name})[0] == 200, name
+        for name in ("a.example", "a.example:8000", "localhost.a.example", "127.0.0.1.a.example", "[::1].a:1"):
+            status, _, answer = client.send("/v1/models", headers={"Host": name})
+            assert (status, answer["error"]["code"]) == (403, "wrong_host"), name
+
+
+def test_a_bug_is_counted_as_one(stories: Model, running_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    with running_server({"stories": stories}) as client:
+        monkeypatch.setattr(Model, "encode", broken)
+        assert client.send("/tokenize", {"content": "x"})[0] == 500
+        monkeypatch.undo()
+        assert 'llamita_requests_total{route="/tokenize",status="500"} 1.0' in client.ok("/metrics")
+
+
 def test_full_queue(stories: Model, running_server: Any) -> None:
     with running_server({"stories": stories}, ServerLimits(num_parallel=1, max_queue=1)) as client:
         body = {"prompt": "Once", "max_tokens": 250, "n": 2, "logit_bias": {str(stories.info.eos_id): -100}}
@@ -276,7 +297,9 @@ def test_key_files(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("# ours\none\n\n two \n")
     assert read_keys(path) == ("one", "two")
-    for raw in (b"", b"# none\n", b"\xff", b"a\n" * (1 << 19) + b"cut"):
+    path.write_bytes(b"\xef\xbb\xbf# ours\r\none\r\n")
+    assert read_keys(path) == ("one",)
+    for raw in (b"", b"# none\n", b"\xff", b"a\n" * (1 << 19) + b"cut", "schlüssel".encode(), b"two words"):
         path.write_bytes(raw)
         with pytest.raises(SourceError, match=r"--api-key-file: .*expected"):
             read_keys(path)

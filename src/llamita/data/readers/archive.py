@@ -7,6 +7,7 @@ import email
 import email.message
 import email.parser
 import email.policy
+import posixpath
 import re
 from collections.abc import Iterator
 
@@ -24,7 +25,7 @@ def read_zip(data: bytes) -> Iterator[Text | Member]:
     """The files, without hidden ones. Raises ReaderError."""
     package = Package(data, ".zip")
     for member in package.members:
-        name = _name(member.filename, is_utf8=bool(member.flag_bits & 0x800))
+        name = posixpath.normpath(_name(member.filename, is_utf8=bool(member.flag_bits & 0x800)))  # ./a.txt
         if member.is_dir() or _HIDDEN.search(name):
             continue
         try:

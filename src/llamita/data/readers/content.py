@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 
-from llamita.data.encodings import Found, detect
+from llamita.data.encodings import Found, detect, find_seven_bit
 
 CELL = " | "  # between the cells of a table's row
 _LIGATURES = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0xFB00, 0xFB07)}
@@ -81,11 +81,13 @@ def join_blocks(blocks: Iterable[str]) -> str:
 
 
 def decode(data: bytes, declared: str | None = None) -> str:
-    """The text of bytes: by their byte order mark, as UTF-8, in the declared encoding, or in the one
-    that they look like. Raises ReaderError."""
+    """The text of bytes: by their byte order mark, in ISO-2022-JP or another encoding of 7 bits, as
+    UTF-8, in the declared encoding, or in the one that they look like. Raises ReaderError."""
     for mark, codec in ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be")):
         if data.startswith(mark):
             return data[len(mark) :].decode(codec, "replace")
+    if (seven := find_seven_bit(data, declared)) is not None:
+        return data.decode(seven.codec, "replace")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -12,7 +12,7 @@ from llamita.data.readers.package import Package, attribute, local
 _MAX_DEPTH = 40  # of tables and text boxes in each other
 _SKIPPED = frozenset((
     "del", "moveFrom", "instrText", "delText", "delInstrText", "rPr", "pPr", "sectPr", "tblPr", "trPr", "tcPr",
-    "Fallback", "docPartPr", "sdtPr", "rubyPr", "rt", "ctrlPr", "pict",
+    "Fallback", "docPartPr", "sdtPr", "rubyPr", "rt", "ctrlPr",
 ))  # fmt: skip
 _DATES = re.compile(r"[dmyhs]", re.IGNORECASE)
 
