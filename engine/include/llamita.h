@@ -3,7 +3,8 @@
  *
  * Conventions
  *   - Every function that can fail returns a llamita_status and takes a llamita_error last (may be
- *     NULL). On failure it writes no output parameter and sets the error to one line:
+ *     NULL). On failure it writes no output parameter, but for arrays, which may be written in part,
+ *     and sets the error to one line:
  *         what failed: where (file, tensor): expected X, found Y; what to do
  *   - Ownership: an object returned by an *_open function belongs to the caller, who releases it
  *     with the matching *_close. Pointers returned by other functions belong to the object they
@@ -369,8 +370,9 @@ LLAMITA_API llamita_status llamita_session_feed_logits(llamita_session *session,
 LLAMITA_API llamita_status llamita_session_score(llamita_session *session, const int32_t *ids, size_t num_tokens,
                                                  double *nats, llamita_error *error);
 
-/* The logits [vocab_size] after the last id; NULL before the first feed and after a rewind. Owned
- * by the session and valid until its next call. */
+/* The logits [vocab_size] after the last id; NULL before the first feed, after a rewind, after a feed
+ * that failed in its computation, and after a decode of sequence 0. Owned by the session and valid
+ * until its next call. */
 LLAMITA_API const float *llamita_session_logits(const llamita_session *session);
 
 /* The ids [llamita_session_position] that sequence 0 holds. Owned by the session and valid until its
@@ -494,7 +496,8 @@ typedef struct {
 } llamita_piece;
 
 /* Gets the pieces of a text as they are generated. Returns whether to go on. It must not feed,
- * load, rewind or close the session, nor use the sampler. state: the pointer passed with the callback.
+ * load, rewind or close the session, share with its sequence 0 or change its adapters, nor use the
+ * sampler. state: the pointer passed with the callback.
  * Before each part of a prompt (at most 128 tokens), and of what is computed again when the context is
  * full, it gets a piece without a token. */
 typedef bool (*llamita_piece_callback)(void *state, const llamita_piece *piece);
@@ -504,8 +507,8 @@ typedef bool (*llamita_piece_callback)(void *state, const llamita_piece *piece);
  * them. llamita_sampler_begin_text is called, then llamita_sampler_accept with the ids and each new
  * token. Ends at an end token, after max_new_tokens (-1: no limit), when the context is full, or when
  * the callback returns false; all of these are LLAMITA_OK. Afterwards the session holds what was
- * computed: all but the last piece. On failure the pieces so far are valid, and session and sampler can be used again. A model without
- * a tokenizer gives pieces without text.
+ * computed: all but the last piece. On failure the pieces so far are valid, and session and sampler
+ * can be used again. A model without a tokenizer gives pieces without text.
  *
  * With LLAMITA_CONTEXT_SHIFT a full context does not end the text. Of the tokens after those that are
  * kept, the older half is dropped, as in llama.cpp; the others are computed again at their new
@@ -552,8 +555,9 @@ typedef enum {
 } llamita_constraint_result;
 
 /* Decides which tokens may come next in a text. It is called before each new token is picked, by
- * the thread that steps. last_id: the token picked before, -1 for the first one. allowed: a bit for
- * each id of the vocabulary, id i in bit i % 32 of allowed[i / 32], all 0 before the call. */
+ * the thread that steps, and must not call the scheduler. last_id: the token picked before, -1 for the
+ * first one. allowed: a bit for each id of the vocabulary, id i in bit i % 32 of allowed[i / 32], all
+ * 0 before the call. If it sets none, the request ends with LLAMITA_FINISH_ERROR. */
 typedef llamita_constraint_result (*llamita_constraint)(void *state, int32_t last_id, uint32_t *allowed);
 
 /* A text to generate. The caller owns all arrays; submit copies them. */

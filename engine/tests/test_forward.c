@@ -189,7 +189,19 @@ static void test_architecture(const char *architecture) {
     }
 }
 
+/* Buffers that an address space of 32 bits (WebAssembly) has no room for are not made smaller. */
+static void test_too_large(void) {
+    if (SIZE_MAX > UINT32_MAX) return;
+    const model_shape shape = {2048, 32, 1, 1024, 1, 37, 1 << 22, false, "llama"};
+    llamita_model *model = random_model(&shape, TENSOR_F32, NULL, 1);
+    llamita_session *session = NULL;
+    llamita_error error = {0};
+    CHECK(llamita_session_open(model, NULL, &session, &error) == LLAMITA_ERROR_MEMORY, "%s", error.message);
+    free_random_model(model);
+}
+
 int main(void) {
+    test_too_large();
     test_types();
     for (int a = 1; a < NUM_ARCHITECTURES; a++) test_architecture(all_architectures[a]);
     return check_failures();

@@ -142,10 +142,12 @@ static void put_piece(buffer *file, size_t i) {
     put_string(file, text);
 }
 
+static const char *pre_tokenizer_name = "qwen2";
+
 static void byte_level_vocabulary(input *in, size_t n) {
     begin_gguf(&in->file, 0, 4);
     put_text_key(&in->file, "tokenizer.ggml.model", "gpt2");
-    put_text_key(&in->file, "tokenizer.ggml.pre", "qwen2");
+    put_text_key(&in->file, "tokenizer.ggml.pre", pre_tokenizer_name);
     put_strings_key(&in->file, "tokenizer.ggml.tokens", 256 + n / 16, put_piece);
     put_strings_key(&in->file, "tokenizer.ggml.merges", n / 16, put_merge);
 }
@@ -240,6 +242,27 @@ static void byte_level_marks(input *in, size_t n) {
     byte_level_vocabulary(in, 30000);
     open_tokenizer(in);
     put_repeated(&in->text, "a\xCC\x81'\xF0\x9F\xA6\x99", n);
+}
+
+static const char *repeated;
+
+static void byte_level_repeated(input *in, size_t n) {
+    byte_level_vocabulary(in, 30000);
+    open_tokenizer(in);
+    put_repeated(&in->text, repeated, n);
+}
+
+/* An unknown token, a letter, and a user-defined token. */
+static void put_three(buffer *file, size_t i) {
+    put_u64(file, 1);
+    put_u8(file, (uint8_t)"?aX"[i]);
+}
+
+/* Runs of unknown characters become one token, in each part between user-defined ones. */
+static void unknown_runs(input *in, size_t n) {
+    sentencepiece_vocabulary(in, 3, TOKEN_USER, put_three);
+    open_tokenizer(in);
+    put_repeated(&in->text, "X\x01\x01", n);
 }
 
 /* Almost a control token, everywhere. */
@@ -455,6 +478,47 @@ static double operations(void (*make)(input *, size_t), void (*run)(input *), si
     return found;
 }
 
+static void check_growth(const char *name, void (*make)(input *, size_t), void (*run)(input *), size_t n) {
+    const double small = operations(make, run, n), large = operations(make, run, 4 * n);
+    fprintf(stderr, "%-24s %6.1f operations per byte, %5.2f times as many for 4 times the bytes\n", name,
+            small / (double)n, large / small);
+    CHECK(small > (double)n / 100, "%s: nothing was counted", name);
+    CHECK(large <= 4.7 * small, "%s: %.2f times the operations for 4 times the bytes", name, large / small);
+}
+
+/* Every way to split a text, on runs that it may read again and again. */
+static void check_pre_tokenizers(void) {
+    static const char *const texts[] = {"1",
+                                        "12\xEF\xBC\x91",
+                                        " 1",
+                                        "a",
+                                        "A",
+                                        "Aa",
+                                        "\xE4\xB8\xAD",
+                                        "\xE4\xB8\xAD"
+                                        "A",
+                                        " ",
+                                        " \n",
+                                        "\n",
+                                        "!",
+                                        "'",
+                                        "'s",
+                                        "a'",
+                                        "$1",
+                                        "\xCC\x81",
+                                        "\xFF",
+                                        "/\n"};
+    llamita_pre_tokenizer_info info;
+    for (size_t i = 0; llamita_pre_tokenizer(i, &info); i++) {
+        if (strcmp(info.name, info.written) != 0) continue; /* another name of one of these */
+        pre_tokenizer_name = info.name;
+        for (size_t k = 0; k < sizeof texts / sizeof *texts; k++) {
+            repeated = texts[k];
+            check_growth(info.name, byte_level_repeated, encode, 1 << 12);
+        }
+    }
+}
+
 #define CASE(make, run, n) {#make, make, run, n}
 
 int main(void) {
@@ -476,6 +540,7 @@ int main(void) {
         CASE(byte_level_spaces, encode, 1 << 15),
         CASE(byte_level_text, encode, 1 << 15),
         CASE(byte_level_marks, encode, 1 << 15),
+        CASE(unknown_runs, encode, 1 << 13),
         CASE(almost_special, encode, 1 << 15),
         CASE(long_special, encode, 1 << 13),
         CASE(many_documents, encode_documents, 1 << 15),
@@ -490,14 +555,8 @@ int main(void) {
         CASE(many_words, index_text, 1 << 17),
         CASE(one_word, index_text, 1 << 17),
     };
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        const double small = operations(cases[i].make, cases[i].run, cases[i].num_bytes);
-        const double large = operations(cases[i].make, cases[i].run, 4 * cases[i].num_bytes);
-        fprintf(stderr, "%-24s %6.1f operations per byte, %5.2f times as many for 4 times the bytes\n", cases[i].name,
-                small / (double)cases[i].num_bytes, large / small);
-        CHECK(small > (double)cases[i].num_bytes / 100, "%s: nothing was counted", cases[i].name);
-        CHECK(large <= 4.7 * small, "%s: %.2f times the operations for 4 times the bytes", cases[i].name,
-              large / small);
-    }
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        check_growth(cases[i].name, cases[i].make, cases[i].run, cases[i].num_bytes);
+    check_pre_tokenizers();
     return check_failures();
 }

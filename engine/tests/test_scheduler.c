@@ -371,6 +371,35 @@ static llamita_constraint_result allow_7(void *state, int32_t last_id, uint32_t 
     return LLAMITA_CONSTRAINT_ALLOWS;
 }
 
+static llamita_constraint_result allow_nothing(void *state, int32_t last_id, uint32_t *allowed) {
+    (void)state, (void)last_id, (void)allowed;
+    return LLAMITA_CONSTRAINT_ALLOWS;
+}
+
+/* A constraint without a token, and an adapter of no scale, end their requests with an error of their own. */
+static void test_failing_requests(const llamita_model *model, llamita_adapter *adapter) {
+    llamita_scheduler *scheduler = open_scheduler(model, 1, 0);
+    const llamita_adapter_use use = {adapter, NAN};
+    for (int n = 0; n < 4; n++) {
+        const int32_t id = 3;
+        answer got = {0};
+        llamita_request request = {.ids = &id, .num_tokens = 1, .max_new_tokens = 5, .num_top_logprobs = -1};
+        request.sampling = (llamita_sampler_params){.temperature = n % 2 ? 1e6f : 0.0f, .top_p = 1};
+        request.sampling.repetition_penalty = 1;
+        if (n < 2) request.constraint = allow_nothing;
+        else request.adapters = &use, request.num_adapters = 1;
+        const uint64_t number = submit(scheduler, &request);
+        while (!is_idle(scheduler)) {
+            step(scheduler);
+            collect(scheduler, &number, 1, &got);
+        }
+        const llamita_event *end = &got.events[0];
+        CHECK(got.num == 1 && end->finish == LLAMITA_FINISH_ERROR && end->status == LLAMITA_ERROR_ARGUMENT,
+              "request %d: %d events, %d, %d", n, got.num, end->finish, end->status);
+    }
+    llamita_scheduler_close(scheduler);
+}
+
 /* No penalty makes the one token that is allowed less probable than those that are not. */
 static void test_constraint_and_penalties(const llamita_model *model) {
     llamita_scheduler *scheduler = open_scheduler(model, 1, 0);
@@ -385,7 +414,7 @@ static void test_constraint_and_penalties(const llamita_model *model) {
         const int32_t id = 3;
         answer got = {0};
         llamita_request request = {.ids = &id, .num_tokens = 1, .max_new_tokens = 40, .sampling = most};
-        request.sampling.temperature = n % 2 ? 1.0f : 0.0f;
+        request.sampling.temperature = n == 1 ? 1e6f : n % 2 ? 1.0f : 0.0f;
         request.sampling.mirostat_tau = n == 3 ? 5.0f : 0.0f;
         if (n >= 4) request.sampling.dry_multiplier = 0, request.sampling.repetition_penalty = 1e38f;
         request.constraint = allow_7;
@@ -457,6 +486,7 @@ int main(void) {
     test_constraint_and_penalties(model);
     test_run(model);
     test_same_as_alone(model, adapter);
+    test_failing_requests(model, adapter);
     llamita_adapter_close(adapter);
     free_random_model(model);
     test_architectures();

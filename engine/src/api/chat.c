@@ -173,7 +173,7 @@ llamita_status llamita_encode_segments(const llamita_model *model, const llamita
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
                          "cannot encode the text: the model has no tokenizer; open it with a tokenizer_path");
     for (size_t i = 0; i < num_segments; i++)
-        for (size_t k = 0; k < segments[i].num_ids; k++)
+        for (size_t k = 0; segments[i].ids && k < segments[i].num_ids; k++)
             if (segments[i].ids[k] < 0 || segments[i].ids[k] >= model->info.vocab_size)
                 return error_set(error, LLAMITA_ERROR_ARGUMENT,
                                  "cannot encode the text: segment %zu, id %zu: expected 0 to %d, found %d", i, k,

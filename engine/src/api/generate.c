@@ -67,7 +67,12 @@ static llamita_status read_prompt(generation *g, const int32_t *ids, size_t num_
 static llamita_status shift(generation *g, int32_t num_kept, int32_t num_dropped, int32_t id, bool *stopped,
                             llamita_error *error) {
     const int32_t *held = llamita_session_ids(g->session), first = num_kept + num_dropped;
-    const size_t num_last = (size_t)(llamita_session_position(g->session) - first), kept = (size_t)num_kept;
+    const int32_t position = llamita_session_position(g->session);
+    if (position < first)
+        return error_set(error, LLAMITA_ERROR_ARGUMENT,
+                         "cannot generate: expected a session that only this call uses, found that its callback "
+                         "removed tokens");
+    const size_t num_last = (size_t)(position - first), kept = (size_t)num_kept;
     int32_t *ids = malloc((kept + num_last + 1) * sizeof *ids);
     if (!ids)
         return error_set(error, LLAMITA_ERROR_MEMORY, "cannot generate: out of memory: %zu ids", kept + num_last + 1);
@@ -138,7 +143,7 @@ llamita_status llamita_generate_text(llamita_session *session, const char *promp
         return error_set(error, LLAMITA_ERROR_ARGUMENT,
                          "cannot generate: the prompt: expected a text, found none; this model has no BOS token to "
                          "start from");
-    const size_t capacity = 2 * num_bytes + 2;
+    const size_t capacity = num_bytes > SIZE_MAX / 16 ? SIZE_MAX / sizeof(int32_t) : 2 * num_bytes + 2;
     const int flags = info->add_bos || num_bytes == 0 ? LLAMITA_ENCODE_BOS : LLAMITA_ENCODE_PLAIN;
     llamita_sampler *sampler = NULL;
     size_t num_ids;

@@ -353,7 +353,7 @@ static int32_t shared_tokens(const llamita_scheduler *s, int32_t index, const re
 
 /* Gives the request a sequence that starts with as many of its tokens as any sequence has: an idle
  * one that holds nothing else, or the one that has been idle longest. */
-static int32_t choose_slot(llamita_scheduler *s, request *r) {
+static llamita_status choose_slot(llamita_scheduler *s, request *r, int32_t *index) {
     int32_t source = -1, num_shared = 0, target = -1;
     for (int32_t i = 0; i < s->num_slots; i++) {
         const int32_t num = shared_tokens(s, i, r);
@@ -367,12 +367,13 @@ static int32_t choose_slot(llamita_scheduler *s, request *r) {
     if (source >= 0 && !s->slots[source].request && whole) target = source;
     if (source < 0) num_shared = 0;
     if (source != target && num_shared < MIN_SHARED_TOKENS) num_shared = 0;
-    if (llamita_sequence_set_adapters(s->session, target, r->adapters, r->num_adapters, NULL) != LLAMITA_OK) return -1;
+    const llamita_status status = llamita_sequence_set_adapters(s->session, target, r->adapters, r->num_adapters, NULL);
+    if (status != LLAMITA_OK) return status;
     slot *chosen = &s->slots[target];
     memcpy(chosen->adapters, r->adapters, sizeof r->adapters);
     chosen->num_adapters = r->num_adapters;
-    /* The adapters at these addresses may be others by now: then these calls fail, and nothing is
-     * shared. */
+    /* Adapters of scale 0 are not kept, and others may be at their addresses by now: then these calls
+     * fail, and nothing is shared. */
     const bool shared =
         num_shared > 0 &&
         (source == target ? llamita_sequence_rewind(s->session, target, num_shared, NULL)
@@ -380,16 +381,20 @@ static int32_t choose_slot(llamita_scheduler *s, request *r) {
     if (!shared) llamita_sequence_rewind(s->session, target, 0, NULL);
     r->num_shared_tokens = shared ? num_shared : 0;
     s->stats.num_shared_tokens += r->num_shared_tokens;
-    return target;
+    *index = target;
+    return LLAMITA_OK;
 }
 
 static void start_request(llamita_scheduler *s, request *r) {
     llamita_sampler *sampler;
-    const llamita_status status = llamita_sampler_open(&r->sampling, s->model->info.vocab_size, &sampler, NULL);
-    const int32_t index = status == LLAMITA_OK ? choose_slot(s, r) : -1;
-    if (index < 0) {
-        if (status == LLAMITA_OK) llamita_sampler_close(sampler);
-        fail(s, r, status == LLAMITA_OK ? LLAMITA_ERROR_MEMORY : status);
+    int32_t index = 0;
+    llamita_status status = llamita_sampler_open(&r->sampling, s->model->info.vocab_size, &sampler, NULL);
+    if (status == LLAMITA_OK) {
+        status = choose_slot(s, r, &index);
+        if (status != LLAMITA_OK) llamita_sampler_close(sampler);
+    }
+    if (status != LLAMITA_OK) {
+        fail(s, r, status);
         free_request(r);
         return;
     }
@@ -503,7 +508,9 @@ static void pick(llamita_scheduler *s, int32_t index, const float *logits) {
         return;
     }
     int32_t id;
-    const llamita_status status = llamita_sampler_pick(owner->sampler, adjust(s, owner, logits), &id, NULL);
+    llamita_status status = llamita_sampler_pick(owner->sampler, adjust(s, owner, logits), &id, NULL);
+    if (status == LLAMITA_OK && r->constraint && !(s->allowed[id / 32] >> (id % 32) & 1))
+        status = LLAMITA_ERROR_ARGUMENT; /* it allows no token */
     if (status != LLAMITA_OK) {
         fail(s, r, status);
         release(s, index);

@@ -67,6 +67,8 @@ static int32_t choose_threads(const llamita_model *model) {
     return (int32_t)(useful < limit ? useful : limit);
 }
 
+static int32_t min(int32_t a, int32_t b) { return a < b ? a : b; }
+
 /* max_context, rope: of its RoPE parameters. */
 static llamita_status check_params(const llamita_model *model, const llamita_session_params *params,
                                    int32_t *max_context, rope_scaling *rope, llamita_error *error) {
@@ -167,7 +169,8 @@ llamita_status llamita_session_open(const llamita_model *model, const llamita_se
     llamita_session *s = calloc(1, sizeof *s);
     if (s) {
         s->model = model;
-        s->context_tokens = resolved.context_tokens > 0 ? resolved.context_tokens : model->info.context_tokens;
+        s->context_tokens =
+            resolved.context_tokens > 0 ? resolved.context_tokens : min(model->info.context_tokens, max_context);
         s->rope = model_angles(model, s->context_tokens);
         if (rope_params_given(&resolved.rope)) status = fill_rope(s, &rope, error);
     }
@@ -371,8 +374,6 @@ llamita_status llamita_session_load(llamita_session *s, const char *path, llamit
 
 /* ------------------------------------------------------------------ passes */
 
-static int32_t min(int32_t a, int32_t b) { return a < b ? a : b; }
-
 static llamita_status check_ids(const llamita_session *s, const int32_t *ids, size_t num_ids, llamita_error *error) {
     const int32_t vocab_size = s->model->info.vocab_size;
     for (size_t i = 0; i < num_ids; i++)
@@ -570,6 +571,7 @@ static bool reserve_logits(llamita_session *s, size_t rows) {
 
 /* Feeds one id, together with a draft of the ids that may follow it. */
 static llamita_status feed_one(llamita_session *s, int32_t id, llamita_error *error) {
+    if (!thread_pool_usable(s->pool)) return forked_error(s, "feed tokens", error);
     if (accept_draft(s, id)) return LLAMITA_OK;
     if (s->num_draft > 0) prompt_lookup_record_hits(&s->lookup, s->num_draft, s->num_accepted);
     discard_draft(s);

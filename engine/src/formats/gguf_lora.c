@@ -151,12 +151,12 @@ static llamita_status pack_tensor(const gguf_file *file, const char *name, tenso
     const size_t stored_bytes = (size_t)source->num_bytes / num_rows;
     const bool converted = (tensor_type)source->type != t->type;
     const size_t row_bytes = converted ? row * sizeof(float) : stored_bytes;
-    float *floats = malloc(num_rows * row * sizeof *floats);
-    char *ordered = malloc(num_rows * row_bytes);
-    if (!floats || !ordered) {
+    const uint64_t num_bytes = saturating_multiply(saturating_multiply(num_rows, row), sizeof(float));
+    float *floats = num_bytes > SIZE_MAX ? NULL : malloc((size_t)num_bytes);
+    char *ordered = floats ? malloc(num_rows * row_bytes) : NULL; /* row_bytes: at most those of floats */
+    if (!ordered) {
         free(floats);
-        free(ordered);
-        return reader_memory_error(&file->from, num_rows * row * sizeof *floats);
+        return reader_memory_error(&file->from, num_bytes);
     }
     for (size_t r = 0; r < num_rows; r++) {
         tensor_type_dequantize((tensor_type)source->type)(source->data + r * stored_bytes, t->row_length,

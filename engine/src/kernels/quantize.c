@@ -89,11 +89,9 @@ llamita_status llamita_quantize(const char *type, const float *values, int64_t r
                          name, num_rows, row_bytes, out_bytes);
     }
     double sum = 0.0;
-    if (squared_error) *squared_error = sum;
-    if (row_bytes == 0) return LLAMITA_OK;
     /* In chunks that stay in the cache between the check and the quantizer. */
-    const int64_t max_rows = CHUNK_ELEMENTS / row_length + 1;
-    for (int64_t r = 0; r < num_rows; r += max_rows) {
+    const int64_t max_rows = row_length > 0 ? CHUNK_ELEMENTS / row_length + 1 : num_rows;
+    for (int64_t r = 0; row_bytes > 0 && r < num_rows; r += max_rows) {
         const int64_t rows = num_rows - r < max_rows ? num_rows - r : max_rows;
         const float *chunk = values + r * row_length;
         if (largest_magnitude(chunk, rows * row_length) > (int32_t)bits_from_float(to.largest))

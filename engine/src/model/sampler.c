@@ -54,7 +54,7 @@ static llamita_status check(const llamita_sampler_params *p, int32_t vocab_size,
         double value, low, high;
     } rules[] = {
         {"vocab_size", "1 to 16777216", vocab_size, 1, MAX_SIZE},
-        {"temperature", "0 (greedy) or a positive number", (double)p->temperature, 0, (double)FLT_MAX},
+        {"temperature", "0 (greedy) to 1e6", (double)p->temperature, 0, 1e6}, /* more would draw what is forbidden */
         {"top_k", "0 (off) or a positive number", p->top_k, 0, INT32_MAX},
         {"typical_p", "above 0 and at most 1 (off)", (double)p->typical_p, 0, 1},
         {"top_p", "above 0 and at most 1 (off)", (double)p->top_p, (double)FLT_TRUE_MIN, 1},
@@ -441,6 +441,9 @@ static int32_t draw_by_surprise(llamita_sampler *s) {
 
 llamita_status llamita_sampler_pick(llamita_sampler *s, const float *logits, int32_t *id, llamita_error *error) {
     const llamita_sampler_params *p = &s->params;
+    if (!logits)
+        return error_set(error, LLAMITA_ERROR_ARGUMENT,
+                         "cannot pick a token: expected logits, found NULL; feed the session first");
     logits = penalize(s, logits);
     s->largest = survey(logits, s->padded_size, s->peaks);
     if (isnan(s->largest))

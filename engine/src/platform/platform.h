@@ -1,6 +1,6 @@
 /* platform.h: all that the engine asks of the operating system and the processor. Each system has
- * one file: posix.c (Linux, macOS), windows.c, wasm.c. No other file of the engine includes a
- * header of a system. */
+ * one file: posix.c (Linux, macOS), windows.c; WebAssembly has wasm.c, or wasi.c with files. No other
+ * file of the engine includes a header of a system. */
 #ifndef LLAMITA_PLATFORM_H
 #define LLAMITA_PLATFORM_H
 
@@ -17,7 +17,7 @@
 /* A regular file, open for reading. Another process may cut or overwrite it meanwhile: touching a
  * mapped page that is no longer in the file kills a POSIX process. So the first num_private_bytes
  * of `bytes` are a copy in memory, and the rest must be made one (platform_file_keep), or read with
- * platform_file_read. Windows does not let anybody cut a mapped file. */
+ * platform_file_read. Windows lets nobody write to a file that is open here. */
 typedef struct {
     void *bytes; /* the whole contents, read-only; NULL if the file is empty */
     size_t num_bytes, num_private_bytes;

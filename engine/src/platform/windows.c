@@ -68,8 +68,9 @@ bool platform_file_open(const char *path, bool whole, platform_file *file, char 
         free(wide);
         return fail_because("expected a file, found a directory", reason);
     }
-    const HANDLE handle = CreateFileW(wide, GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_WRITE | FILE_SHARE_DELETE, NULL,
-                                      OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, NULL);
+    /* Without FILE_SHARE_WRITE nobody can overwrite what was checked. */
+    const HANDLE handle = CreateFileW(wide, GENERIC_READ, FILE_SHARE_READ | FILE_SHARE_DELETE, NULL, OPEN_EXISTING,
+                                      FILE_ATTRIBUTE_NORMAL, NULL);
     const DWORD code = GetLastError();
     free(wide);
     if (handle == INVALID_HANDLE_VALUE) return fail_with(code, reason);
@@ -85,7 +86,7 @@ void platform_file_close(platform_file *file) {
     *file = (platform_file){.handle = (intptr_t)INVALID_HANDLE_VALUE};
 }
 
-/* Nobody can cut a mapped file here. */
+/* Nobody can cut or overwrite an open file here. */
 bool platform_file_keep(platform_file *file, size_t num_bytes) {
     (void)file, (void)num_bytes;
     return true;

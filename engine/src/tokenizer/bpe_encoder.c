@@ -84,7 +84,7 @@ static cached_word *cache_slot(encoder *e, size_t start, size_t num_bytes) {
 
 bool encoder_push_cached(encoder *e, size_t start, size_t num_bytes, llamita_status *status) {
     const cached_word *cached = cache_slot(e, start, num_bytes);
-    if (!cached || cached->num_bytes != num_bytes) return false;
+    if (!cached || cached->num_bytes != num_bytes || cached->generation != e->generation) return false;
     if (memcmp(e->text + cached->text_start, e->text + start, num_bytes) != 0) return false;
     for (uint32_t i = 0; i < cached->num_ids && *status == LLAMITA_OK; i++)
         *status = encoder_push(e, e->ids[cached->ids_start + i]);
@@ -94,8 +94,8 @@ bool encoder_push_cached(encoder *e, size_t start, size_t num_bytes, llamita_sta
 void encoder_cache_word(encoder *e, size_t start, size_t num_bytes, size_t ids_start) {
     cached_word *cached = cache_slot(e, start, num_bytes);
     if (!cached) return;
-    *cached =
-        (cached_word){(uint32_t)start, (uint32_t)num_bytes, (uint32_t)ids_start, (uint32_t)(e->num_ids - ids_start)};
+    *cached = (cached_word){(uint32_t)start, (uint32_t)num_bytes, (uint32_t)ids_start,
+                            (uint32_t)(e->num_ids - ids_start), e->generation};
 }
 
 /* ------------------------------------------------------------------ creating and freeing */

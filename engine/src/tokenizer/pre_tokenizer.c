@@ -222,12 +222,11 @@ static bool is_digit(const scanner *s, size_t position) {
 }
 
 /* [0-9][0-9][0-9] in a run of numbers: three digits, or what precedes the first three. */
-static size_t three_digits(const scanner *s, size_t end) {
+static size_t three_digits(const scanner *s) {
     size_t at = 0, length;
-    while (at < end && !(is_digit(s, at) && is_digit(s, at + 1) && is_digit(s, at + 2))) {
-        class_at(s, at, &length);
+    while (class_at(s, at, &length) == UNICODE_NUMBER &&
+           !(is_digit(s, at) && is_digit(s, at + 1) && is_digit(s, at + 2)))
         at += length;
-    }
     return at == 0 ? 3 : at;
 }
 
@@ -236,10 +235,9 @@ static size_t split_default(scanner *s) {
     while ((length = punctuation(s, end)) > 0) end += length;
     if (end > 0) return end;
     s->punctuation_end = true;
-    end = split_gpt2(s);
     const size_t start = s->text[0] == ' ' ? 1 : 0;
-    if (start == end || class_at(s, start, &length) != UNICODE_NUMBER) return end;
-    return start ? start : three_digits(s, end); /* a space before numbers is apart */
+    if (class_at(s, start, &length) != UNICODE_NUMBER) return split_gpt2(s);
+    return start ? start : three_digits(s); /* a space before numbers is apart */
 }
 
 static const struct {

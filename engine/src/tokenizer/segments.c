@@ -51,7 +51,7 @@ static llamita_status join(joiner *j, const llamita_text_segment *segments, size
                              "cannot encode the text: expected at most %zu bytes, found more; split the text",
                              (size_t)1 << 30);
         num_bytes += segments[i].num_bytes;
-        num_spans += segments[i].num_ids > 0;
+        num_spans += segments[i].ids && segments[i].num_ids > 0;
     }
     j->text = malloc(num_bytes + 1);
     j->trusted = calloc(num_bytes + 1, sizeof *j->trusted);
@@ -59,7 +59,8 @@ static llamita_status join(joiner *j, const llamita_text_segment *segments, size
     if (!j->text || !j->trusted || !j->spans) return no_memory(j);
     for (size_t i = 0; i < num_segments; i++) {
         const llamita_text_segment *segment = &segments[i];
-        if (segment->num_ids > 0) j->spans[j->num_spans++] = (generated){j->num_bytes, segment->ids, segment->num_ids};
+        if (segment->ids && segment->num_ids > 0)
+            j->spans[j->num_spans++] = (generated){j->num_bytes, segment->ids, segment->num_ids};
         if (segment->num_bytes > 0) memcpy(j->text + j->num_bytes, segment->text, segment->num_bytes);
         for (size_t k = 0; k < segment->num_bytes; k++) j->trusted[j->num_bytes + k] = segment->trusted;
         j->num_bytes += segment->num_bytes;

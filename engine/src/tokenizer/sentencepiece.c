@@ -220,7 +220,7 @@ static void join_unknown(encoder *e, size_t first) {
         bool repeated = i > first && e->ids[i] == e->t->unknown_id && e->ids[i - 1] == e->t->unknown_id;
         if (!repeated) e->ids[kept++] = e->ids[i];
     }
-    if (kept < e->num_ids && e->cache) memset(e->cache, 0, (e->cache_mask + 1) * sizeof *e->cache);
+    if (kept < e->num_ids) e->generation++; /* ids have moved */
     e->num_ids = kept;
 }
 

@@ -82,6 +82,7 @@ int32_t special_tokens_match(const special_tokens *special, const tokenizer *t, 
 typedef struct {
     uint32_t text_start, num_bytes; /* num_bytes 0: free */
     uint32_t ids_start, num_ids;
+    uint32_t generation;
 } cached_word;
 
 /* The state of one encode call. Borrows the tokenizer and the text, owns the rest. */
@@ -97,6 +98,7 @@ typedef struct {
     bpe_scratch scratch;
     cached_word *cache; /* [cache_mask + 1] hash table without probing; NULL: no cache */
     size_t cache_mask;
+    uint32_t generation; /* words of earlier ones are forgotten */
     llamita_error *error;
 } encoder;
 
