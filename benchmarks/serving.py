@@ -172,7 +172,7 @@ async def send(
     """Send a request."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
     raw = json.dumps(body).encode()
-    writer.write(f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n".encode())
+    writer.write(f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n".encode())
     writer.write(b"Content-Type: application/json\r\n")
     writer.write(b"Content-Length: %d\r\n\r\n" % len(raw) + raw)
     return reader, writer

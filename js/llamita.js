@@ -109,7 +109,7 @@ async function openSource(source, what, { onProgress, signal } = {}) {
     throw new TypeError(`cannot open ${what}: expected a URL, File, Blob, ArrayBuffer or typed array, found ` +
       (source === null ? "null" : typeof source));
   const text = String(source);
-  if (NODE && !/^(https?|data|blob):/.test(text)) return openPath(text, what, signal);
+  if (NODE && !/^(https?|data|blob):/.test(text)) return openPath(text, what, signal, onProgress);
   let response;
   try {
     response = await fetch(text, { signal });
@@ -123,7 +123,7 @@ async function openSource(source, what, { onProgress, signal } = {}) {
   return (room) => readStream(response.body, total, room, onProgress);
 }
 
-async function openPath(text, what, signal) {
+async function openPath(text, what, signal, onProgress) {
   const { open, stat } = await import("node:fs/promises");
   const fail = (error) => {
     signal?.throwIfAborted();
@@ -148,6 +148,7 @@ async function openPath(text, what, signal) {
           room.bytes.set(beyond.subarray(0, bytesRead), loaded);
         }
         loaded += bytesRead;
+        onProgress?.({ loaded, total: size });
       }
     } catch (error) {
       return fail(error);
@@ -430,9 +431,12 @@ class Model {
   /** The text of ids; bytes that are no UTF-8 become U+FFFD. */
   detokenize(ids) {
     const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-    const pieces = Array.from(ids, (id, i) => {
+    let previous = -1;
+    const pieces = Array.from(ids, (id) => {
       this.#checkId(id);
-      return decoder.decode(this.#tokenBytes(i > 0 ? ids[i - 1] : -1, id), { stream: true });
+      const bytes = this.#tokenBytes(previous, id);
+      previous = id;
+      return decoder.decode(bytes, { stream: true });
     });
     return pieces.join("") + decoder.decode();
   }

@@ -881,7 +881,11 @@ class SynthesizeConfig:
             not self.rules or (self.endpoint is None and self.model is None),
             "synthesize: --rules use no model; remove --endpoint and --model",
         )
-        check(not (self.rules and self.dry_run), "synthesize: --dry-run: --rules send no requests; remove it")
+        if self.rules:
+            defaults = {field.name: field.default for field in dataclasses.fields(self)}
+            for name in ("dry_run", "max_passages", "min_support", "turns", "price", "body"):
+                is_given = getattr(self, name) != defaults[name]
+                check(not is_given, f"synthesize: {flag(name)}: --rules send no requests; remove it")
         for path in (self.out, self.val_out):
             is_named = path is None or path.suffix == ".jsonl"
             check(is_named, f"synthesize: expected a name that ends with .jsonl, found {path}")

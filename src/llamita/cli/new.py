@@ -232,6 +232,10 @@ def begin(flags: NewFlags, out: Path, before: State | None) -> tuple[State, list
     from llamita.cli.new_data import MAX_SHARE, gather_examples, look
 
     answers = None if flags.overwrite or before is None or before.done else before
+    if answers is not None and flags.text_key == NewFlags.text_key:
+        flags = dataclasses.replace(flags, text_key=answers.options["--text-key"])
+    if answers is not None and flags.encoding is None:
+        flags = dataclasses.replace(flags, encoding=answers.options.get("--encoding"))
     if flags.minutes is None and answers is None:
         check_can_ask(flags, "--minutes")
     with progress_bars() as progress:

@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -216,12 +216,15 @@ def gather_examples(files: Iterable[Path], folder: Path, text_key: str, encoding
     found = [each for path in files for each in _examples(path, bad)]
     pairs = [(values, example) for values, example in found if isinstance(example, Preference)]
     talks = [(values, example) for values, example in found if isinstance(example, Conversation)]
-    if not talks:
-        talks = [({"messages": pair.chosen.messages()}, pair.chosen) for _, pair in pairs]
+    pairs_held_out = _choose_held_out(example.split_key for _, example in pairs)
+    if talks:
+        held_out = _choose_held_out(example.split_key for _, example in talks)
+    else:  # the same: what is held out of the pairs may be nowhere
+        talks, held_out = [({"messages": pair.chosen.messages()}, pair.chosen) for _, pair in pairs], pairs_held_out
     with atomic_directory(folder) as made:
-        held_out = _write_split(talks, made / "questions.jsonl", made / "held-out.jsonl")
+        _write_split(talks, held_out, made / "questions.jsonl", made / "held-out.jsonl")
         if pairs:
-            _write_split(pairs, made / "pairs.jsonl", made / "pairs-held-out.jsonl")
+            _write_split(pairs, pairs_held_out, made / "pairs.jsonl", made / "pairs-held-out.jsonl")
         texts = (
             "\n\n".join(turn.text for turn in talk.turns)
             for (_, talk), is_held_out in zip(talks, held_out, strict=True)
@@ -230,13 +233,18 @@ def gather_examples(files: Iterable[Path], folder: Path, text_key: str, encoding
         _write_rows(made / "text.jsonl", ({text_key: text} for text in texts))
 
 
-def _write_split(examples: Iterable[tuple[dict[str, Any], Any]], train: Path, val: Path) -> list[bool]:
-    """Write examples into one of two files each; returns which are held out."""
-    examples = list(examples)
-    held_out: list[bool] = hold_out([example.split_key for _, example in examples], None, MAX_HELD_OUT).tolist()
+def _choose_held_out(split_keys: Iterable[str]) -> list[bool]:
+    keys = list(split_keys)
+    found: list[bool] = hold_out(keys, None, MAX_HELD_OUT).tolist() if keys else []
+    return found
+
+
+def _write_split(
+    examples: Sequence[tuple[dict[str, Any], Any]], held_out: Sequence[bool], train: Path, val: Path
+) -> None:
+    """Write each example into one of two files."""
     for path, wanted in ((train, False), (val, True)):
         _write_rows(path, (values for (values, _), is_val in zip(examples, held_out, strict=True) if is_val == wanted))
-    return held_out
 
 
 def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:

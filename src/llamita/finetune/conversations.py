@@ -15,6 +15,7 @@ Whether a chat template knows tools, thoughts and roles is the business of rende
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -33,6 +34,7 @@ _ROLES: Final[dict[str, Role]] = {
     "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant",
     "tool": "tool", "observation": "tool", "ipython": "tool", "function": "tool", "function_response": "tool",
 }  # fmt: skip
+_JSON_MESSAGES: Final = re.compile(r"\s*\[\s*\{")
 _CALL_ROLES: Final = ("function_call", "tool_call")  # ShareGPT: an assistant's message that is a call
 # Keys of a row that change what the model sees.
 _REFUSED_KEYS: Final = (
@@ -167,12 +169,14 @@ def read_conversation(row: Row, columns: tuple[str, str] | None = None, system: 
             )
         more = {**turns[-1].more, "reasoning_content": _text(thought, "reasoning_content", where).strip()}
         turns[-1] = dataclasses.replace(turns[-1], more=more)
-    own = values.get("system") or None
-    has_system = bool(turns) and turns[0].role in ("system", "developer")
-    if own is not None and turns and not has_system:
-        turns.insert(0, Turn("system", _text(own, "system", where)))
-    elif system is not None and turns and not has_system:
-        turns.insert(0, Turn("system", system))
+    own = _text(values["system"], "system", where) if values.get("system") else None
+    first = own if own is not None else system
+    if first is not None and turns and turns[0].role != "system":
+        turns.insert(0, Turn("system", first))
+    elif own is not None and turns and turns[0].text.strip() != own.strip():
+        raise SourceError(
+            f"cannot use {where}: system: expected one system prompt, found another one in the messages; remove one"
+        )
     used = (*names, "system", "history", "tools", "reasoning_content", *(["input"] if "instruction" in names else []))
     tools = parse_tools(values["tools"], where) if _has_content(values.get("tools")) else []
     return dataclasses.replace(
@@ -231,7 +235,7 @@ def unused_keys(values: Mapping[str, Any], used: Sequence[str]) -> tuple[str, ..
 
 
 def _is_tool(message: Mapping[str, Any]) -> bool:
-    return _ROLES.get(str(message.get("role", message.get("from"))).lower()) == "tool"
+    return role_of(message) == "tool"
 
 
 def _may_matter(key: str, value: Any) -> bool:
@@ -271,8 +275,26 @@ def _history(values: Mapping[str, Any], where: str) -> list[Turn]:
     return turns
 
 
+def messages_of(value: Any) -> Any:
+    """The messages that a cell of a table holds as JSON; any other value as it is."""
+    if isinstance(value, str) and _JSON_MESSAGES.match(value):
+        with contextlib.suppress(ValueError, RecursionError):
+            found = json.loads(value)
+            if all(isinstance(each, dict) and ("role" in each or "from" in each) for each in found):
+                return found
+    return value
+
+
+def role_of(message: Any) -> Role | None:
+    """Who speaks, in our names; None: nobody that we know."""
+    named = message.get("role", message.get("from")) if isinstance(message, dict) else None
+    if not isinstance(named, str):
+        return None
+    return "assistant" if named.lower() in _CALL_ROLES else _ROLES.get(named.lower())
+
+
 def _pair(values: Mapping[str, Any], names: tuple[str, str], where: str) -> list[Turn]:
-    asked, answered = (values[name] for name in names)
+    asked, answered = (messages_of(values[name]) for name in names)
     if isinstance(asked, list) or isinstance(answered, list):  # TRL's conversational form
         _refuse_history(values, where)
         before = (

@@ -36,7 +36,9 @@ from llamita.finetune.conversations import (
     Conversation,
     check_meaning,
     clean_row,
+    messages_of,
     read_conversation,
+    role_of,
     turns_key,
     unused_keys,
 )
@@ -127,7 +129,7 @@ def read_preference(row: Row, columns: tuple[str, str, str] | None = None, syste
 
 def _conversation(row: Row, name: str, asked: str | None, system: str | None) -> Conversation:
     """The conversation that ends with the answer under the key `name`, its only target."""
-    values, answer = row.values, row.values[name]
+    values, answer = row.values, messages_of(row.values[name])
     where = f"{row.where} ({name})"
     if isinstance(answer, dict):
         answer = [answer]
@@ -143,20 +145,20 @@ def _conversation(row: Row, name: str, asked: str | None, system: str | None) ->
         raise SourceError(f"cannot use {where}: no prompt; expected {PAIR_FORMS}")
     elif asked == "instruction" and isinstance(answer, str):
         whole |= {"instruction": values[asked], "input": values.get("input"), "output": answer}
-    elif isinstance(values[asked], str) and isinstance(answer, str):
+    elif isinstance(messages_of(values[asked]), str) and isinstance(answer, str):
         whole |= {"prompt": values[asked], "completion": answer}
     else:
-        before = values[asked]
+        before = messages_of(values[asked])
         before = [{"role": "user", "content": before}] if isinstance(before, str) else before
         if not isinstance(before, list):
             raise SourceError(
                 f"cannot use {row.where}: {asked}: expected a string or messages, found {json_name(before)}"
             )
         whole["messages"] = before + ([{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer)
-        role = _role(answer[0]) if isinstance(answer, list) and answer else "assistant"
-        if role not in _ANSWERERS:
+        if isinstance(answer, list) and answer and role_of(answer[0]) != "assistant":
+            speaker = role_of(answer[0]) or "message of another role"
             raise SourceError(
-                f"cannot use {where}: message {len(before) + 1}: expected the assistant, found the {str(role)[:40]}"
+                f"cannot use {where}: message {len(before) + 1}: expected the assistant, found the {speaker}"
             )
     found = read_conversation(Row(where, whole), system=system)
     if found.unanswered:
@@ -184,21 +186,14 @@ def _dialogue(text: str) -> list[dict[str, str]]:
     return [{"role": roles[name], "content": said} for name, said in zip(parts[::2], parts[1::2], strict=True)]
 
 
-_ANSWERERS: Final = ("assistant", "gpt", "model")
-
-
-def _role(message: Any) -> Any:
-    return message.get("role", message.get("from")) if isinstance(message, dict) else None
-
-
 def _is_whole(messages: list[Any]) -> bool:
     """Whether the messages are a whole conversation, prompt included."""
-    return len(messages) > 1 and _role(messages[0]) not in _ANSWERERS
+    return len(messages) > 1 and role_of(messages[0]) != "assistant"
 
 
 def _check_prompt(row: Row, asked: str | None, answer: list[Any], where: str) -> None:
     """A prompt next to whole conversations must be part of them, or it would be ambiguous."""
-    prompt = None if asked is None else row.values[asked]
+    prompt = None if asked is None else messages_of(row.values[asked])
     texts = [each.get("content", each.get("value")) for each in answer if isinstance(each, dict)]
     if isinstance(prompt, str) and prompt.strip() not in [text.strip() for text in texts if isinstance(text, str)]:
         raise SourceError(
@@ -278,6 +273,8 @@ def render_pairs(
         chosen, rejected = found
         counts.keep(chosen, rejected)
         pairs.append(Pair(chosen, rejected))
+    if preferences and not pairs and not (counts.ties or counts.too_long):
+        raise TrainingError(f"nothing to {purpose}: all {counts.total:,} pairs are bad: {bad.skipped[-1]}")
     if preferences and not pairs:
         too_long = (
             f" and {counts.too_long:,} do not fit into {renderer.context_tokens:,} tokens (the first: "

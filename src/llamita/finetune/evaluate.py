@@ -133,6 +133,8 @@ def grade(answer: str, reference: str) -> tuple[bool, bool]:
     """Whether the answer equals the reference, and whether it contains it, as whole words where
     there are spaces between words; ignoring case, white space and final punctuation."""
     answer, reference = _normalized(answer), _normalized(reference)
+    if not reference:  # nothing but marks, which every text contains
+        return answer == reference, answer == reference
     before = rf"(?<!{_SPACED})" if re.match(_SPACED, reference) else ""
     after = rf"(?!{_SPACED})" if re.match(_SPACED, reference[-1:]) else ""
     return answer == reference, re.search(before + re.escape(reference) + after, answer) is not None
@@ -145,7 +147,7 @@ _TASTE = re.compile(rf"(?<=[{_IDEOGRAPHIC}]) | (?=[{_IDEOGRAPHIC}])")
 
 
 def _normalized(text: str) -> str:
-    return _TASTE.sub("", " ".join(text.casefold().split())).rstrip(".。．｡!！?？…⋯")
+    return _TASTE.sub("", " ".join(text.casefold().split())).rstrip(" .。．｡!！?？…⋯")
 
 
 def count_matches(

@@ -14,7 +14,7 @@ from llamita.errors import ConfigError
 from llamita.eval.bits_per_byte import bits_per_byte
 from llamita.eval.scoring import evenly_spaced
 from llamita.finetune.base_model import BaseModel
-from llamita.finetune.dataset import MAX_CONTEXT, open_sft_dataset, open_texts
+from llamita.finetune.dataset import MAX_CONTEXT, digest_ids, open_sft_dataset, open_texts
 from llamita.finetune.defaults import fill_defaults, row_length
 from llamita.finetune.evaluate import (
     MAX_ASKED,
@@ -143,6 +143,7 @@ class TextTask(FinetuneTask):
             "documents": self.train_split.num_documents,
             "tokens": self.train_split.num_tokens,
             "text_bytes": self.train_split.text_bytes,
+            "val_sha256": digest_ids([self.val_split.document(i) for i in range(self.val_split.num_documents)]),
         }
 
     def _describe_data(self) -> list[str]:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Sequence
 from html import escape
 
-from llamita.report.history import History, common_targets, objective
+from llamita.report.history import History, are_comparable, common_targets, objective
 from llamita.report.svg_chart import Curve, Note, Plot, draw
 
 # The first charts, in this order: key → (title, value format, logarithmic, from zero). Every other
@@ -70,7 +70,7 @@ def _axis(histories: Sequence[History], axis: str) -> tuple[str, str]:
 def _main_chart(histories: Sequence[History], axes: Sequence[str]) -> str:
     key, alone = objective(histories), len(histories) == 1
     is_pairs = key == "loss" and common_targets(histories) == "pairs"
-    title = "Loss per pair" if is_pairs else TITLES[key]
+    title = "Loss per pair" if is_pairs else TITLES[key] if are_comparable(histories) else "Loss of each kind"
     names = ["training", "held-out"] if alone else [history.name for history in histories]
     legend = "".join(f"<span>{color_key(index)}{escape(name)}</span>" for index, name in enumerate(names))
     hint = "" if alone else "<span>bold: held-out, thin: training</span>"

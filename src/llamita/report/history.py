@@ -186,3 +186,8 @@ def common_targets(histories: Sequence[History]) -> str:
     """The unit of token counts if all runs have the same, else "targets"."""
     found = {history.targets for history in histories}
     return found.pop() if len(found) == 1 else "targets"
+
+
+def are_comparable(histories: Sequence[History]) -> bool:
+    """Whether losses and counts are of the same kind: those of pairs are not those of tokens."""
+    return len({history.targets == "pairs" for history in histories}) == 1

@@ -10,7 +10,7 @@ from llamita.commands import command_line
 from llamita.console import format_count, format_rate, format_seconds, speed_unit
 from llamita.errors import TrainingError
 from llamita.report.charts import axis_switch, build_charts, color_key
-from llamita.report.history import History, common_targets, objective, objective_unit
+from llamita.report.history import History, are_comparable, common_targets, objective, objective_unit
 from llamita.report.outlook import outlook_section, run_outlook
 from llamita.report.page import page, tiles
 from llamita.report.samples import earlier_samples, memorization, newest_sample, samples_side_by_side
@@ -106,10 +106,12 @@ def _final_numbers(histories: Sequence[History]) -> str:
     """A row for each run, the best value of a column in bold."""
     key = objective(histories)
     targets = common_targets(histories)
-    unit = objective_unit(key, targets)
+    is_comparable = are_comparable(histories)
+    unit = objective_unit(key, targets) if is_comparable else "loss of each kind"
+    least, most = (min, max) if is_comparable else (None, None)
     columns: list[tuple[str, Any, Any, Any]] = [
-        (f"held-out, {unit}", lambda h: h.last("eval", key), "{:.4f}".format, min),
-        ("best", lambda h: min(h.series("eval", key, "step")[1], default=None), "{:.4f}".format, min),
+        (f"held-out, {unit}", lambda h: h.last("eval", key), "{:.4f}".format, least),
+        ("best", lambda h: min(h.series("eval", key, "step")[1], default=None), "{:.4f}".format, least),
         ("training", lambda h: h.last("train", key), "{:.4f}".format, None),
         ("steps", lambda h: h.last("train", "step"), "{:,.0f}".format, None),
         (targets, lambda h: h.last("train", "tokens"), format_count, None),
@@ -119,7 +121,7 @@ def _final_numbers(histories: Sequence[History]) -> str:
             speed_unit(targets),
             lambda h: h.summary.get("tokens_per_second") or h.last("train", "tokens_per_second"),
             format_rate,
-            max,
+            most,
         ),
         ("MFU", lambda h: h.summary.get("mfu") or h.last("train", "mfu"), FORMATS["percent"], max),
         ("weights", lambda h: h.summary.get("num_parameters"), format_count, None),

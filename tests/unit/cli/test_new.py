@@ -133,6 +133,11 @@ def test_pairs_alone_teach_the_chosen_answers_first(ran: Ran, capsys: pytest.Cap
     assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
     assert "good" in row["messages"][1]["content"]
     assert "100 pairs of a better and a worse answer" in capsys.readouterr().err
+    held_out = Path("runs/pairs/examples/pairs-held-out.jsonl").read_text().splitlines()
+    learned = (
+        Path("runs/pairs/examples/text.jsonl").read_text() + Path("runs/pairs/examples/questions.jsonl").read_text()
+    )
+    assert held_out and not any(json.loads(row)["prompt"] in learned for row in held_out)
 
 
 def test_a_readme_beside_a_data_set_is_not_asked_about(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,6 +246,22 @@ def test_it_goes_on_where_it_was_interrupted(
         assert ran[before][2:4] == ["--split-on", "lines"] and ran[before + 1][-1] == "3"
     del ran[:]
     assert main(["new", "my texts"]) == 0 and [words[0] for words in ran] == ["run"]
+
+
+def test_options_of_the_first_start_hold(
+    ran: Ran, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those that say how the files are read."""
+    bodies = [f"Erzählung {number}. " + TEXT[:200] for number in range(200)]
+    rows = "".join(json.dumps({"body": body}, ensure_ascii=False) + "\n" for body in bodies)
+    make({"a.jsonl": rows.encode("latin-1")})
+    end = failing("prepare", 130, ran, monkeypatch)
+    words = ["new", "texts", "-m", "3", "-y", "--text-key", "body", "--encoding", "latin-1"]
+    assert main(words) == 130
+    end()
+    assert main(["new", "texts"]) == 0, capsys.readouterr().err
+    prepare = next(words for words in ran[1:] if words[0] == "prepare")
+    assert prepare[prepare.index("--text-key") + 1] == "body" and prepare[prepare.index("--encoding") + 1] == "latin-1"
 
 
 def test_a_run_that_has_begun_is_resumed(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:

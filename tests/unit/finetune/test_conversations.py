@@ -40,6 +40,7 @@ def only(path: Path, **options: object) -> Conversation:
         {"messages": None, "prompt": "Why?", "completion": "Because."},
         SAID,
         {"messages": json.dumps(SAID)},
+        {"prompt": json.dumps(SAID[:1]), "completion": json.dumps(SAID[1:])},
         {"query": "Why?", "response": "Because."},
         {"prompt": "Why?", "response": "Because."},
         {"input": "Why?", "output": "Because."},
@@ -62,6 +63,15 @@ def test_details(tmp_path: Path) -> None:
     found = only(write(tmp_path / "b.jsonl", {"messages": [*many, {"role": "user", "content": "Hm"}], "system": "S"}))
     assert [turn.is_target for turn in found.turns] == [False, False, True, False, False]
     assert found.unanswered and found.turns[0] == Turn("system", "S") and found.where.endswith("b.jsonl:1")
+    spoken = [{"role": "developer", "content": "D"}, *SAID]
+    found = only(write(tmp_path / "c.jsonl", {"messages": spoken, "system": "S"}), system="other")
+    assert [(turn.role, turn.text) for turn in found.turns[:2]] == [("system", "S"), ("developer", "D")]
+    assert only(write(tmp_path / "d.jsonl", {"messages": spoken}), system="S").turns[0] == Turn("system", "S")
+    twice = [{"role": "system", "content": "S"}, *SAID]
+    assert only(write(tmp_path / "e.jsonl", {"messages": twice, "system": " S "})).turns[0] == Turn("system", "S")
+    with pytest.raises(SourceError, match="system: expected one system prompt, found another one"):
+        only(write(tmp_path / "f.jsonl", {"messages": twice, "system": "T"}))
+    found = only(tmp_path / "b.jsonl")
     assert found.messages(2) == [{"role": "system", "content": "S"}, {"role": "user", "content": "Why?"}]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from llamita.checkpoint import load_config
 from llamita.data.batches import IGNORED
-from llamita.data.file_formats import Row
+from llamita.data.file_formats import BadRows, Row
 from llamita.errors import SourceError, TrainingError
 from llamita.finetune.dpo_data import (
     DpoBatches,
@@ -66,6 +66,12 @@ LONG = [user("Hello"), says("Hi."), user("Who?")]
             ["S", "Who?"],
         ),
         ({"messages": LONG, "chosen": says(GOOD), "rejected": says(BAD)}, ["Hello", "Hi.", "Who?"]),
+        ({"prompt": json.dumps([user("Who?")]), "chosen": json.dumps([says(GOOD)]), "rejected": BAD}, ["Who?"]),
+        ({"prompt": "Who?", "chosen": json.dumps([user("Who?"), says(GOOD)]),
+          "rejected": json.dumps([user("Who?"), says(BAD)])}, ["Who?"]),
+        ({"prompt": "[{not JSON", "chosen": GOOD, "rejected": BAD}, ["[{not JSON"]),
+        ({"prompt": LONG, "chosen": {"role": "Assistant", "content": GOOD},
+          "rejected": [{"from": "chatgpt", "value": BAD}]}, ["Hello", "Hi.", "Who?"]),
     ],
 )  # fmt: skip
 def test_forms(values: dict[str, Any], before: list[str]) -> None:
@@ -137,6 +143,10 @@ def test_what_is_compared(checkpoint: Path) -> None:
             TrainingError, match=r"of 2 pairs 1 have identical .* 1 do not fit into 256 .*a\.jsonl:9.*shorten them"
         ):
             render_pairs([tie, long], renderer)
+        bad = BadRows(5)
+        refused = read_preference(Row("a.jsonl:3", {"prompt": "<|im_end|>", "chosen": GOOD, "rejected": BAD}))
+        with pytest.raises(TrainingError, match=r"all 1 pairs are bad: .*a\.jsonl:3"):
+            render_pairs([refused], renderer, bad=bad)
     assert decoded == [GOOD, "No llama at all."] and pair.chosen.ids[-1] == pair.rejected.ids[-1] == 2
     assert (counts.total, counts.kept, counts.ties, counts.too_long) == (3, 1, 1, 1)
     counted = dict(line.split(": ", 1) for line in counts.describe())

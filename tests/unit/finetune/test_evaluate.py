@@ -9,6 +9,7 @@ from llamita.progress import split_progress
 def test_grades() -> None:
     assert grade("Paris.", "paris") == (True, True)
     assert grade("It is  Paris, of course", "Paris") == (False, True)
+    assert grade("Oui !", "oui!") == (True, True) and grade("Why …", "…") == (False, False)
     assert grade("Parisian", "Paris") == (False, False) and grade("", "42") == (False, False)
 
 

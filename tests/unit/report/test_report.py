@@ -149,6 +149,8 @@ def test_what_is_counted_is_named(tmp_path: Path) -> None:
     assert "okens" not in re.sub(r"<script>.*</script>|<table.*</table>", "", page, flags=re.DOTALL)
     both = page_of(run, other)
     assert "over training targets" in both and "<th>targets/s</th>" in both
+    assert next(iter(charts(both))) == "Loss of each kind" and "<th>held-out, loss of each kind</th>" in both
+    assert '<td class="best">' not in both.replace('<td class="best">40 %', ""), "but for the MFU"
     assert "<b>100</b><span>tokens per second" in page_of(other)
 
 
