@@ -131,7 +131,7 @@ KILLS = (
 
 def test_killed_in_every_step(tmp_path: Path) -> None:
     make_folder(tmp_path / "我的 文件")
-    words = ["我的 文件", "--minutes", "1.2", "--split-on", "blank-lines", "--yes", "--out", "out put"]
+    words = ["我的 文件", "--minutes", "2", "--split-on", "blank-lines", "--yes", "--out", "out put"]
     expected = "step 1"
     for text, following in KILLS:
         process = Process(tmp_path, *words)

@@ -446,7 +446,7 @@ def test_interrupted_without_a_terminal(make_chat_model: Callable[..., Any], eng
     command = commands(engine_build, make_chat_model("chatml", context=8192).path, "-n", "0", "-s", "1")[program]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(b"One?\nTwo?\n")
+        process.stdin.write(b"One?\n" * 500)  # more answers than a pipe holds
         process.stdin.flush()
         process.stdout.read(10)
         process.send_signal(signal.SIGINT)

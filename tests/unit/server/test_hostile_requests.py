@@ -47,7 +47,7 @@ ROLES = ("system", "user", "assistant", "tool", "developer", "robot", 5, None)
 class Requests:
     """Random requests: mostly right ones with a few wrong fields, and some that are not even JSON."""
 
-    def __init__(self, seed: int, routes: list[tuple[str, str]]) -> None:
+    def __init__(self, seed: str, routes: list[tuple[str, str]]) -> None:
         self.chosen, self.routes = random.Random(seed), routes
 
     def value(self, depth: int = 0) -> Any:
@@ -174,7 +174,7 @@ async def hammer(model: Model, num_requests: int, seed: int) -> tuple[Counter[in
         for each in server.app.routes
         if isinstance(each, Route)
     ]
-    made_up = Requests(seed, 4 * [each for each in routes if each[0] == "POST"] + routes)
+    routes += 3 * [each for each in routes if each[0] == "POST"]
     statuses: Counter[int] = Counter()
     memory: list[int] = []
     remaining = iter(range(num_requests))
@@ -183,6 +183,7 @@ async def hammer(model: Model, num_requests: int, seed: int) -> tuple[Counter[in
         for number in remaining:
             if number % max(num_requests // 10, 1) == 0 and sys.platform == "linux":
                 memory.append(resident_bytes())
+            made_up = Requests(f"{seed} {number}", routes)
             request = made_up.request()
             leave_after = made_up.chosen.random() * 0.05 if made_up.chosen.random() < 0.1 else None
             try:

@@ -20,8 +20,9 @@ BODY = {
 }
 
 
-def endpoint(stub: Stub, **options: Any) -> Endpoint:
-    return Endpoint(stub.url, **{"first_wait_seconds": 0.01, "timeout_seconds": 0.3, **options})
+def endpoint(stub: Stub, fault: str | int = "", **options: Any) -> Endpoint:
+    seconds = 0.3 if fault in ("slow", "drip") else 20.0
+    return Endpoint(stub.url, **{"first_wait_seconds": 0.01, "timeout_seconds": seconds, **options})
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,7 @@ def endpoint(stub: Stub, **options: Any) -> Endpoint:
 )
 def test_a_request_that_fails_is_sent_again(stub: Stub, fault: str | int) -> None:
     stub.fail(fault, fault)
-    client = endpoint(stub)
+    client = endpoint(stub, fault)
     answer = client.ask(BODY)
     assert "Aaabach" in answer.text and answer.finish == "stop"
     assert (answer.prompt_tokens, answer.completion_tokens) == (100, 20)
@@ -52,7 +53,7 @@ def test_a_request_that_fails_is_sent_again(stub: Stub, fault: str | int) -> Non
 def test_a_request_that_always_fails(stub: Stub, fault: str | int, why: str) -> None:
     stub.fail(fault, fault, fault)
     with pytest.raises(RequestFailed) as failed:
-        endpoint(stub, attempts=2).ask(BODY)
+        endpoint(stub, fault, attempts=2).ask(BODY)
     assert str(failed.value) == f"{stub.url}/chat/completions: {why}, 2 times" and len(stub.requests) == 2
 
 

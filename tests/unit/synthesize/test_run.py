@@ -37,7 +37,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def config(stub: Stub, documents: Path, **changes: Any) -> SynthesizeConfig:
     options = {"sources": (str(documents),), "out": documents.parent / "qa.jsonl", "endpoint": stub.url, "model": "m",
-               "val_fraction": 0.0, "timeout": 0.3, "retries": 3}  # fmt: skip
+               "val_fraction": 0.0, "timeout": 20.0, "retries": 3}  # fmt: skip
     return SynthesizeConfig(**{**options, **changes})
 
 
@@ -54,9 +54,7 @@ def expected_rows(stub: Stub, documents: Path) -> str:
 
 def test_rows_of_all_kinds(stub: Stub, documents: Path) -> None:
     result = synthesize(config(stub, documents))
-    assert (
-        result.rows == {"pair": 24, "conversation": 0, "refusal": 12} | {"conversation": 0} or result.rows["pair"] == 24
-    )
+    assert result.rows["pair"] == 24
     found = rows(documents.parent / "qa.jsonl")
     assert result.rows["refusal"] == 12 and result.asked.requests == 36 and len(found) == sum(result.rows.values())
     assert (result.asked.prompt_tokens, result.asked.completion_tokens, result.asked.usage_known) == (3600, 720, True)
@@ -107,7 +105,7 @@ def test_every_fault_and_the_same_rows(stub: Stub, documents: Path) -> None:
     expected = expected_rows(stub, documents)
     stub.fail(429, Retry_After="0.1")
     stub.fail("half", 500, "half in chunks", "wrong JSON", "close", "events", "other JSON", "slow", 503, "drip")
-    result = synthesize(config(stub, documents, retries=12))
+    result = synthesize(config(stub, documents, retries=12, timeout=0.8))
     assert (documents.parent / "qa.jsonl").read_text(encoding="utf-8") == expected
     assert result.asked.retries == 11 and not result.asked.failed and not stub.faults
 

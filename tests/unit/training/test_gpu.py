@@ -402,6 +402,7 @@ def test_long_runs_counted_in_steps_are_compiled_on_gpus(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(compilation, "describe_environment", lambda device: {})
     monkeypatch.setattr(compilation, "eager_seconds", lambda *_: 0.17)
+    monkeypatch.setattr(compilation, "processor_slowdown", lambda: 1.0)
     monkeypatch.setattr(compilation, "probe", lambda *_: ProbeResult(0.17, 0.1))
     config = flags(tmp_path, steps=steps, micro_batch_size=2, context=16, dtype="bfloat16")
     ranks = Ranks(0, 1, torch.device(device))
