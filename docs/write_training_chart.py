@@ -42,12 +42,13 @@ def picture(run: Path, title: str) -> str:
     chart = draw(Plot(title, curves, "tokens seen", width=WIDTH, height=HEIGHT))
     placed = chart.replace("<svg ", f'<svg y="{TITLE_HEIGHT}" width="{WIDTH}" height="{HEIGHT}" ', 1)
     last = f"{val[1][-1]:.3f}" if val[1] else ""
+    trained = "training, half from the teacher" if history.config.get("teacher") else "training"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT + TITLE_HEIGHT}" '
         f'viewBox="0 0 {WIDTH} {HEIGHT + TITLE_HEIGHT}"><style>{STYLE}</style>'
         f'<text class="title" x="58" y="20">{escape(title)}</text>'
         f'<text class="train" x="{WIDTH - 14}" y="20" text-anchor="end">'
-        f'training<tspan class="val" dx="14">held-out: {last} bits per byte</tspan></text>'
+        f'{trained}<tspan class="val" dx="14">held-out: {last} bits per byte</tspan></text>'
         f"{placed}</svg>\n"
     )
 
