@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -307,9 +309,15 @@ def test_key_files(tmp_path: Path) -> None:
         read_keys(tmp_path / "missing")
 
 
-def serve(*words: str) -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def serve(*words: str) -> Iterator[subprocess.Popen[str]]:
+    """The command; it does not outlive a test that fails."""
     command = [sys.executable, "-m", "llamita", "serve", *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def test_command(engine_build: Path) -> None:
@@ -325,11 +333,14 @@ def test_command(engine_build: Path) -> None:
         port = int(first.split("127.0.0.1:")[1].split("/")[0])
         with socket.create_connection(("127.0.0.1", port)) as connection:
             body = b'{"prompt": "Secret", "max_tokens": 3}'
-            head = f"POST /v1/completions?x=Secret HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-            connection.sendall(head + body)
+            head = f"POST /v1/completions?x=Secret HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+            connection.sendall(head.encode() + body)
             assert b" 200 OK" in connection.recv(4000)
-        busy = serve("--port", str(port))
-        out, err = busy.communicate(timeout=60)
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: a.example\r\n\r\n")
+            assert b" 403 " in connection.recv(4000)
+        with serve("--port", str(port)) as busy:
+            out, err = busy.communicate(timeout=60)
         assert busy.returncode == 2 and out == "" and "in use" in err and err.count("\n") == 1
         process.terminate()
         out, err = process.communicate(timeout=30)
@@ -347,8 +358,8 @@ def test_command(engine_build: Path) -> None:
     ],
 )
 def test_wrong_options(words: list[str], expected: str, engine_build: Path) -> None:
-    process = serve(*words)
-    out, err = process.communicate(timeout=60)
+    with serve(*words) as process:
+        out, err = process.communicate(timeout=60)
     assert process.returncode == 2 and out == "" and expected in err and err.count("\n") == 1
 
 
