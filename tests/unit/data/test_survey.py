@@ -118,7 +118,8 @@ def test_no_text_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("a.txt", b"x", True), ("a.bin", b"x", False), ("a.txt", b"GGUF\x03\0\0\0", False), ("a.txt", b"GGUF is a format.", True), ("none.md", None, True),
+        ("a.txt", b"x", True), ("a.bin", b"x", False), ("none.md", None, True),
+        ("a.txt", b"GGUF\x03\0\0\0", False), ("a.txt", b"GGUF is a format.", True),
         ("none", None, False), ("a.json", b'[{"text": "x"}]', True), ("a.json", b'{"a": 1}\n{"a": 2}\n', True),
         ("tokenizer.json", b'{\n "version": "1.0"\n}\n', False), ("config.json", b'{"a": 1}', False),
         ("a.json", b"", False), ("a.zip", b"PK", True),
