@@ -139,6 +139,14 @@ def test_chat(browser: Any, tmp_path: Path, make_chat_model: Callable[..., Any])
     assert said == ["Hi there", answer]
     page.write("And now?", seed="5", length=32)
     assert page.run("return document.querySelectorAll('.said').length") == 4
+    long = "word " * 2000
+    page.set(input=long)
+    page.element("go").click()
+    page.wait("!document.getElementById('problem').hidden")
+    assert page.run("return document.querySelectorAll('.said').length") == 4, "it was not said"
+    assert page.element("input").get_attribute("value") == long, "and can be shortened"
+    page.write("Shorter", seed="5", length=8)
+    assert page.run("return document.querySelectorAll('.said').length") == 6
     page.element("again").click()
     assert page.run("return document.querySelectorAll('.said').length") == 0
 

@@ -207,7 +207,11 @@ function start() {
     } else if (data.did === "write") {
       finish(data);
     } else if (data.did === "fail") {
-      if (data.isLost) fail(/expected a browser/.test(data.message) ? "old" : "broken");
+      if (last?.messages?.length > 2 && /expected at most \d+ tokens/.test(data.message)) {
+        // The context is full: without the oldest question and its answer, as `llamita chat` forgets them.
+        last = { ...last, messages: last.messages.slice(2) };
+        worker.postMessage(last);
+      } else if (data.isLost) fail(/expected a browser/.test(data.message) ? "old" : "broken");
       else fail(data.message);
     }
   };
