@@ -130,6 +130,7 @@ def read_preference(row: Row, columns: tuple[str, str, str] | None = None, syste
 def _conversation(row: Row, name: str, asked: str | None, system: str | None) -> Conversation:
     """The conversation that ends with the answer under the key `name`, its only target."""
     values, answer = row.values, messages_of(row.values[name])
+    before = None if asked is None else messages_of(values[asked])
     where = f"{row.where} ({name})"
     if isinstance(answer, dict):
         answer = [answer]
@@ -139,16 +140,15 @@ def _conversation(row: Row, name: str, asked: str | None, system: str | None) ->
         answer = _dialogue(answer)
     whole: dict[str, Any] = {key: values.get(key) for key in ("system", "history", "tools")}
     if isinstance(answer, list) and _is_whole(answer):
-        _check_prompt(row, asked, answer, where)
+        _check_prompt(before, asked, answer, where)
         whole["messages"] = answer
     elif asked is None:
         raise SourceError(f"cannot use {where}: no prompt; expected {PAIR_FORMS}")
     elif asked == "instruction" and isinstance(answer, str):
         whole |= {"instruction": values[asked], "input": values.get("input"), "output": answer}
-    elif isinstance(messages_of(values[asked]), str) and isinstance(answer, str):
-        whole |= {"prompt": values[asked], "completion": answer}
+    elif isinstance(before, str) and isinstance(answer, str):
+        whole |= {"prompt": before, "completion": answer}
     else:
-        before = messages_of(values[asked])
         before = [{"role": "user", "content": before}] if isinstance(before, str) else before
         if not isinstance(before, list):
             raise SourceError(
@@ -191,9 +191,8 @@ def _is_whole(messages: list[Any]) -> bool:
     return len(messages) > 1 and role_of(messages[0]) != "assistant"
 
 
-def _check_prompt(row: Row, asked: str | None, answer: list[Any], where: str) -> None:
+def _check_prompt(prompt: Any, asked: str | None, answer: list[Any], where: str) -> None:
     """A prompt next to whole conversations must be part of them, or it would be ambiguous."""
-    prompt = None if asked is None else messages_of(row.values[asked])
     texts = [each.get("content", each.get("value")) for each in answer if isinstance(each, dict)]
     if isinstance(prompt, str) and prompt.strip() not in [text.strip() for text in texts if isinstance(text, str)]:
         raise SourceError(

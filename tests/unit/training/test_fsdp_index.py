@@ -43,14 +43,19 @@ def test_the_state_is_read(saved: tuple[TrainingState, torch.nn.Module, dict[str
         assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
 
 
+def set_in_index(folder: Path, name: str, value: Any) -> None:
+    """Give the index of the shards another attribute."""
+    index = folder / "shards" / ".metadata"
+    metadata = pickle.loads(index.read_bytes())
+    setattr(metadata, name, value)
+    index.write_bytes(pickle.dumps(metadata))
+
+
 def test_code_is_refused_by_name_and_not_run(
     saved: tuple[TrainingState, torch.nn.Module, dict[str, Any]], tmp_path: Path
 ) -> None:
     state, model, _ = saved
-    index = tmp_path / "shards" / ".metadata"
-    metadata = pickle.loads(index.read_bytes())
-    metadata.planner_data = PickleBomb(tmp_path / "ran")
-    index.write_bytes(pickle.dumps(metadata))
+    set_in_index(tmp_path, "planner_data", PickleBomb(tmp_path / "ran"))
     with pytest.raises(CheckpointError, match=r"the pickle contains code \((posix|nt)\.system\), which was not exec"):
         reshard_optimizer_state(state, model)
     assert not (tmp_path / "ran").exists()
@@ -61,10 +66,7 @@ def test_no_other_index_is_read_in_its_place(
 ) -> None:
     """PyTorch reads the index of a single process, where it cannot use that of all."""
     state, model, _ = saved
-    index = tmp_path / "shards" / ".metadata"
-    metadata = pickle.loads(index.read_bytes())
-    metadata.storage_meta = torch.Size([1])  # which takes no attributes
-    index.write_bytes(pickle.dumps(metadata))
+    set_in_index(tmp_path, "storage_meta", torch.Size([1]))  # which takes no attributes
     (tmp_path / "shards" / "__0.metadata").write_bytes(pickle.dumps(PickleBomb(tmp_path / "ran")))
     with contextlib.suppress(CheckpointError):
         reshard_optimizer_state(state, model)
