@@ -43,7 +43,8 @@ def build_wheel(target: str, out: Path) -> Path:
     build."""
     settings = {
         "build-dir": str(build_folder(target)),
-        "build.targets": "llamita;run",
+        "build.targets": "llamita",
+        "install.components": "library",  # the program is among those that build_parts builds
         "wheel.tags": ";".join(f"py3-none-{platform}" for platform in PLATFORMS[target]),
         "wheel.reproducible": "true",
         **{f"cmake.define.{name}": value for name, value in cmake_options(target).items()},

@@ -33,7 +33,6 @@ pytestmark = pytest.mark.cross
 MAX_WHEEL_BYTES = 10_000_000
 NATIVE = "x86_64-linux-gnu.2.17"
 PROGRAM_RUNNERS = {
-    "x86_64-linux-gnu.2.17": "",
     "x86_64-linux-musl": "",
     "aarch64-linux-musl": "qemu-aarch64-static",
     "x86_64-windows-gnu": "wine",
@@ -68,15 +67,15 @@ def library_name(target: str) -> str:
     return "llamita.dll" if "windows" in target else "libllamita.dylib" if "macos" in target else "libllamita.so"
 
 
-def program_name(target: str) -> str:
-    return "run.exe" if "windows" in target else "run"
-
-
-def binaries(target: str) -> tuple[bytes, bytes]:
-    """The library and the program."""
+def library_bytes(target: str) -> bytes:
     with zipfile.ZipFile(wheel(target)) as archive:
-        library = archive.read(f"llamita/_engine/{library_name(target)}")
-        return library, archive.read(f"llamita/_engine/{program_name(target)}")
+        return archive.read(f"llamita/_engine/{library_name(target)}")
+
+
+def program_bytes(target: str) -> bytes:
+    (name,) = (name for name, its in ZIG_TARGETS.items() if its == target)
+    with zipfile.ZipFile(wheel(target)) as archive:
+        return archive.read(f"llamita/programs/{name}{'.exe' if 'windows' in target else ''}")
 
 
 def tracked_files(folder: str) -> list[str]:
@@ -100,12 +99,11 @@ def test_contents(target: str) -> None:
     info = f"llamita-{version}.dist-info"
     sources = {name.removeprefix("src/"): (ROOT / name).read_bytes() for name in tracked_files("src/llamita")}
     sources |= {name: (ROOT / "src" / name).read_bytes() for name in PARTS}
-    engine = {f"llamita/_engine/{name}" for name in (library_name(target), program_name(target))}
+    engine = f"llamita/_engine/{library_name(target)}"
     about = {f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")}
-    assert set(files) == set(sources) | engine | about
+    assert set(files) == {*sources, engine, *about}
     assert all(files[name] == content for name, content in sources.items())
-    assert modes[f"llamita/_engine/{program_name(target)}"] == 0o755
-    assert all(modes[name] == 0o644 for name in set(files) - engine)
+    assert all(modes[name] == 0o644 for name in set(files) - {engine})
     words = files[f"{info}/WHEEL"].decode().splitlines()
     tags = {line.removeprefix("Tag: ") for line in words if line.startswith("Tag: ")}
     assert tags == {f"py3-none-{platform}" for platform in PLATFORMS[target]}
@@ -150,7 +148,7 @@ def test_manylinux(target: str) -> None:
 def test_elf(target: str, tmp_path: Path) -> None:
     """auditwheel looks for the libraries of musl on this machine; under musl the C library is the only one."""
     elf = pytest.importorskip("elftools.elf.elffile", reason="pyelftools is not installed (pip install auditwheel)")
-    (tmp_path / "library").write_bytes(binaries(target)[0])
+    (tmp_path / "library").write_bytes(library_bytes(target))
     with open(tmp_path / "library", "rb") as stream:
         file = elf.ELFFile(stream)
         needed = {tag.needed for tag in file.get_section_by_name(".dynamic").iter_tags("DT_NEEDED")}
@@ -165,12 +163,12 @@ def test_elf(target: str, tmp_path: Path) -> None:
 def test_pe(target: str) -> None:
     """It needs what every Windows 10 has."""
     pefile = pytest.importorskip("pefile", reason="pefile is not installed")
-    for data in binaries(target):
+    for data in (library_bytes(target), program_bytes(target)):
         image = pefile.PE(data=data)
         assert image.FILE_HEADER.Machine == {"x86_64": 0x8664, "aarch64": 0xAA64}[target.split("-")[0]]
         names = {entry.dll.decode().lower() for entry in image.DIRECTORY_ENTRY_IMPORT}
         assert {name for name in names if not name.startswith("api-ms-win-crt-")} <= {"kernel32.dll", "shell32.dll"}
-    exported = {symbol.name.decode() for symbol in pefile.PE(data=binaries(target)[0]).DIRECTORY_ENTRY_EXPORT.symbols}
+    exported = {symbol.name.decode() for symbol in pefile.PE(data=library_bytes(target)).DIRECTORY_ENTRY_EXPORT.symbols}
     assert {f"llamita_{name}" for name in FUNCTIONS} <= exported
 
 
@@ -178,7 +176,7 @@ def test_pe(target: str) -> None:
 def test_mach_o(target: str) -> None:
     """macOS 11 or later, the system's library only; on ARM each file has the signature that macOS demands."""
     lc_symtab, lc_load_dylib, lc_id_dylib, lc_code_signature, lc_build_version = 0x2, 0xC, 0xD, 0x1D, 0x32
-    for data, is_library in zip(binaries(target), (True, False), strict=True):
+    for data, is_library in ((library_bytes(target), True), (program_bytes(target), False)):
         magic, processor, _, file_type, num_commands = struct.unpack_from("<5I", data)
         assert (magic, processor) == (0xFEEDFACF, {"x86_64": 0x1000007, "aarch64": 0x100000C}[target.split("-")[0]])
         assert file_type == (6 if is_library else 2)
@@ -230,7 +228,7 @@ def output(command: list[str], timeout: int = 900, **options: object) -> bytes:
 
 
 def check_installed(venv: Path, variables: dict[str, str], engine_build: Path, tmp_path: Path) -> None:
-    """The package in a virtual environment is complete: its library, its program, its model, its other data."""
+    """The package in a virtual environment is complete: its library, its programs, its model, its other data."""
     options: dict[str, Any] = {"cwd": tmp_path, "env": variables}
     here = output([str(engine_build / "run"), str(PACKAGED_MODEL), *STORY])
     llamita = str(venv / "bin" / "llamita")
@@ -238,7 +236,6 @@ def check_installed(venv: Path, variables: dict[str, str], engine_build: Path, t
     assert version in output([llamita, "--version"], **options).decode()
     assert output([llamita, "run", *STORY], **options) == here
     (engine,) = venv.glob("lib/python3*/site-packages/llamita/_engine")
-    assert output([str(engine / "run"), str(engine.parent / "assets" / "stories.gguf"), *STORY], **options) == here
     code = "import llamita.engine.library as l; print(l.library_path())"
     assert output([str(venv / "bin" / "python"), "-c", code], **options).decode().strip().startswith(str(engine))
     code = "from llamita.stories.generate import generate_story; print(len(generate_story(0, 0)))"
@@ -282,8 +279,10 @@ def test_sdist_with_a_compiler(bare_environment: Environment, engine_build: Path
     home = importlib.metadata.distribution("scikit_build_core").locate_file("")
     command = [str(venv / "bin" / "pip"), "install", "--no-deps", "--no-build-isolation", str(archive)]
     output(command, env={**os.environ, "PATH": path, "PYTHONPATH": str(home), "PIP_NO_INDEX": "1"})
-    assert (packages / "llamita" / "_engine").is_dir()
     check_installed(venv, variables, engine_build, tmp_path)
+    words = [str(PACKAGED_MODEL), *STORY]
+    here = output([str(engine_build / "run"), *words])
+    assert output([str(packages / "llamita" / "_engine" / "run"), *words]) == here
 
 
 @pytest.mark.parametrize("target", PROGRAM_RUNNERS)
@@ -291,12 +290,11 @@ def test_program(target: str, engine_build: Path, tmp_path: Path) -> None:
     runner = PROGRAM_RUNNERS[target]
     if runner and shutil.which(runner) is None:
         pytest.skip(f"{runner} is not on PATH (Debian: wine wine64, qemu-user-static)")
-    with zipfile.ZipFile(wheel(target)) as archive:
-        archive.extractall(tmp_path)
-    program = tmp_path / "llamita" / "_engine" / program_name(target)
+    program = tmp_path / ("run.exe" if "windows" in target else "run")
+    program.write_bytes(program_bytes(target))
     program.chmod(0o755)
     environment = dict(os.environ, WINEDEBUG="-all")
-    words = [str(tmp_path / "llamita" / "assets" / "stories.gguf"), *STORY]
+    words = [str(PACKAGED_MODEL), *STORY]
     here = output([str(engine_build / "run"), *words])
     assert output([*([runner] if runner else []), str(program), *words], env=environment) == here
 
@@ -319,7 +317,7 @@ def test_library_on_windows(tmp_path: Path) -> None:
     """Loaded as ctypes loads it."""
     if shutil.which("wine") is None:
         pytest.skip("wine is not on PATH (Debian: wine wine64)")
-    (tmp_path / "llamita.dll").write_bytes(binaries("x86_64-windows-gnu")[0])
+    (tmp_path / "llamita.dll").write_bytes(library_bytes("x86_64-windows-gnu"))
     (tmp_path / "load.c").write_text(LOADER, encoding="utf-8")
     output([str(find_zig()), "cc", "-target", "x86_64-windows-gnu", "load.c", "-o", "load.exe"], cwd=tmp_path)
     environment = dict(os.environ, WINEDEBUG="-all")
