@@ -1,6 +1,6 @@
 /* quantize_rows.h: quantizes floats to blocks, searching for the scales with the least squared
- * error. Compiled twice, by quantize_plain.c for any processor and by quantize_avx2.c for AVX2,
- * with the same bytes.
+ * error; in Q4_0 and Q5_0 errors of large elements count more. Compiled twice, by quantize_plain.c
+ * for any processor and by quantize_avx2.c for AVX2, with the same bytes.
  *
  * Eight groups of elements are quantized at once: lane j of x[i] is element i of group j, so sums
  * over a group are sums of registers. A group shares a scale: a block of 32, or a part of a block
@@ -90,10 +90,24 @@ static inline simd8 extreme_of(const simd8 *x, int length) {
     return extreme;
 }
 
-/* The scale with the least squared error found, for codes 0 to 2 zero - 1. The trial scales are the
- * one that gives the extreme element the code 0, times 1 / factors[i]. */
-static inline simd8 search_scale(const simd8 *x, int length, simd8 extreme, float zero, const float *factors,
-                                 int num_factors) {
+/* The weight of each element's squared error in Q4_0 and Q5_0: sqrt(mean of the group's squares +
+ * square), as in llama.cpp with an importance matrix (there the mean is the row's). Without it, the
+ * search clips the large elements, which matter most. */
+static inline void error_weights(const simd8 *x, int length, simd8 *weights) {
+    simd8 mean = simd8_all(0.0F);
+    for (int i = 0; i < length; i++) {
+        weights[i] = simd8_square(x[i]);
+        mean = simd8_add(mean, weights[i]);
+    }
+    mean = simd8_mul(mean, simd8_all(1.0F / (float)length));
+    for (int i = 0; i < length; i++) weights[i] = simd8_sqrt(simd8_add(mean, weights[i]));
+}
+
+/* The scale with the least squared error found, for codes 0 to 2 zero - 1. weights: of the errors;
+ * NULL: all alike. The trial scales are the one that gives the extreme element the code 0, times
+ * 1 / factors[i]. */
+static inline simd8 search_scale(const simd8 *x, const simd8 *weights, int length, simd8 extreme, float zero,
+                                 const float *factors, int num_factors) {
     const simd8 inverse = simd8_mul(inverse_of(extreme), simd8_all(-zero));
     const simd8 shift = simd8_all(zero + 0.5F), top = simd8_all(2.0F * zero - 0.5F);
     simd8 best_gain = simd8_all(0.0F), best = simd8_all(0.0F);
@@ -102,8 +116,9 @@ static inline simd8 search_scale(const simd8 *x, int length, simd8 extreme, floa
         simd8 products = simd8_all(0.0F), squares = simd8_all(0.0F);
         for (int i = 0; i < length; i++) {
             const simd8 code = simd8_sub(code_of(x[i], trial, shift, top), simd8_all(zero));
-            products = simd8_add(products, simd8_mul(code, x[i]));
-            squares = simd8_add(squares, simd8_square(code));
+            const simd8 weighted = weights ? simd8_mul(code, weights[i]) : code;
+            products = simd8_add(products, simd8_mul(weighted, x[i]));
+            squares = simd8_add(squares, simd8_mul(weighted, code));
         }
         const simd8 scale = simd8_mul(products, inverse_of(squares));
         const simd8 gain = simd8_mul(products, scale); /* reduction of the squared error */
@@ -124,19 +139,31 @@ static inline simd8 code_symmetric(const simd8 *x, int length, simd8 scale, floa
     return error;
 }
 
-/* Uses the searched scale if it beats ggml's, which gives the extreme element the code 0. Returns
- * the squared errors. */
+static inline simd8 weighted_errors(const simd8 *x, const simd8 *weights, simd8 scale, float zero, const simd8 *codes) {
+    simd8 error = simd8_all(0.0F);
+    for (int i = 0; i < BLOCK_LENGTH; i++) {
+        const simd8 value = simd8_mul(scale, simd8_sub(codes[i], simd8_all(zero)));
+        error = simd8_add(error, simd8_mul(weights[i], simd8_square(simd8_sub(value, x[i]))));
+    }
+    return error;
+}
+
+/* Uses the searched scale if its weighted error is less than that of ggml's, which gives the extreme
+ * element the code 0. Returns the squared errors. */
 static inline simd8 encode_symmetric(const simd8 *x, float zero, const float *factors, int num_factors, simd8 *codes,
                                      simd8 *scale) {
-    simd8 plain_codes[BLOCK_LENGTH];
+    simd8 plain_codes[BLOCK_LENGTH], weights[BLOCK_LENGTH];
     const simd8 extreme = extreme_of(x, BLOCK_LENGTH);
+    error_weights(x, BLOCK_LENGTH, weights);
     const simd8 plain = half_scale(simd8_mul(extreme, simd8_all(-1.0F / zero)));
-    const simd8 searched = half_scale(search_scale(x, BLOCK_LENGTH, extreme, zero, factors, num_factors));
+    const simd8 searched = half_scale(search_scale(x, weights, BLOCK_LENGTH, extreme, zero, factors, num_factors));
     const simd8 plain_error = code_symmetric(x, BLOCK_LENGTH, plain, zero, plain_codes);
     const simd8 error = code_symmetric(x, BLOCK_LENGTH, searched, zero, codes);
-    *scale = simd8_pick(error, plain_error, searched, plain);
-    for (int i = 0; i < BLOCK_LENGTH; i++) codes[i] = simd8_pick(error, plain_error, codes[i], plain_codes[i]);
-    return simd8_min(error, plain_error);
+    const simd8 plain_loss = weighted_errors(x, weights, plain, zero, plain_codes);
+    const simd8 loss = weighted_errors(x, weights, searched, zero, codes);
+    *scale = simd8_pick(loss, plain_loss, searched, plain);
+    for (int i = 0; i < BLOCK_LENGTH; i++) codes[i] = simd8_pick(loss, plain_loss, codes[i], plain_codes[i]);
+    return simd8_pick(loss, plain_loss, error, plain_error);
 }
 
 /* ------------------------------------------------------------------ x = scale * code + offset */

@@ -230,7 +230,7 @@ static inline symmetric_fit encode_super_symmetric(const float *values, uint8_t 
     float largest = 0.0F;
     for (int h = 0; h < HALVES; h++) {
         columns_of(values + h * SUPER_LENGTH / HALVES, GROUP, x[h]);
-        own[h] = search_scale(x[h], GROUP, extreme_of(x[h], GROUP), 32.0F, q6_k_factors, COUNT(q6_k_factors));
+        own[h] = search_scale(x[h], NULL, GROUP, extreme_of(x[h], GROUP), 32.0F, q6_k_factors, COUNT(q6_k_factors));
         const float here = largest_lane(simd8_abs(own[h]));
         largest = here > largest ? here : largest;
     }

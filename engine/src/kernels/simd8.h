@@ -1,6 +1,7 @@
 /* simd8.h: a vector of eight floats: with SIMD8_AVX2 an AVX2 register, else plain C. Both give the
  * same bits: every operation rounds on its own, and no input is NaN. No include guard: part of
  * quantize_rows.h, which is compiled twice. */
+#include <math.h>
 #include <stdint.h>
 
 #include "kernels/panel.h"
@@ -20,6 +21,7 @@ static inline simd8 simd8_mul(simd8 a, simd8 b) { return _mm256_mul_ps(a, b); }
 static inline simd8 simd8_div(simd8 a, simd8 b) { return _mm256_div_ps(a, b); }
 static inline simd8 simd8_min(simd8 a, simd8 b) { return _mm256_min_ps(a, b); }
 static inline simd8 simd8_max(simd8 a, simd8 b) { return _mm256_max_ps(a, b); }
+static inline simd8 simd8_sqrt(simd8 a) { return _mm256_sqrt_ps(a); }
 static inline simd8 simd8_abs(simd8 a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0F), a); }
 /* Toward zero; |a| < 2^31. */
 static inline simd8 simd8_truncate(simd8 a) { return _mm256_cvtepi32_ps(_mm256_cvttps_epi32(a)); }
@@ -82,6 +84,7 @@ static inline simd8 simd8_mul(simd8 a, simd8 b) { SIMD8_EACH(a.at[j] * b.at[j]);
 static inline simd8 simd8_div(simd8 a, simd8 b) { SIMD8_EACH(a.at[j] / b.at[j]); }
 static inline simd8 simd8_min(simd8 a, simd8 b) { SIMD8_EACH(a.at[j] < b.at[j] ? a.at[j] : b.at[j]); }
 static inline simd8 simd8_max(simd8 a, simd8 b) { SIMD8_EACH(a.at[j] > b.at[j] ? a.at[j] : b.at[j]); }
+static inline simd8 simd8_sqrt(simd8 a) { SIMD8_EACH(sqrtf(a.at[j])); }
 static inline simd8 simd8_abs(simd8 a) { SIMD8_EACH(float_from_bits(bits_from_float(a.at[j]) & 0x7fffffffu)); }
 static inline simd8 simd8_truncate(simd8 a) { SIMD8_EACH((float)(int32_t)a.at[j]); }
 static inline simd8 simd8_pick(simd8 a, simd8 b, simd8 x, simd8 y) {

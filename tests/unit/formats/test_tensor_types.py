@@ -63,8 +63,11 @@ def test_numbers_are_the_oracles(name: str) -> None:
 
 
 def block_errors(array: np.ndarray, data: np.ndarray, name: str) -> np.ndarray:
-    difference = dequantize(data, name, array.shape).astype(np.float64) - array
-    return np.square(difference).reshape(-1, TYPES[name].block_elements).sum(axis=1)
+    """What the search makes small: squared errors, in Q4_0 and Q5_0 weighted."""
+    blocks = array.astype(np.float64).reshape(-1, TYPES[name].block_elements)
+    squares = np.square(blocks)
+    weights = np.sqrt(squares.mean(axis=1, keepdims=True) + squares) if name in ("Q4_0", "Q5_0") else 1.0
+    return (weights * np.square(dequantize(data, name, blocks.shape) - blocks)).sum(axis=1)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 100.0])
@@ -122,11 +125,12 @@ def search_symmetric(array: np.ndarray, zero: int, factors: list[float]) -> tupl
         return np.float32(1) / value if abs(value) >= np.float32(1e-30) else np.float32(0)
 
     for block in array.reshape(-1, 32):
+        weights = np.sqrt(total(np.square(block)) / np.float32(32) + np.square(block))
         extreme = block[np.abs(block).argmax()]
         best, best_gain = np.float32(0), np.float32(0)
         for factor in factors:
             trial = code(block, inverse_of(extreme) * -zero32 * np.float32(factor))
-            products, squares = total(trial * block), total(trial * trial)
+            products, squares = (total(trial * weights * other) for other in (block, trial))
             scale = products * inverse_of(squares)
             if products * scale > best_gain:
                 best, best_gain = scale, products * scale
@@ -134,7 +138,7 @@ def search_symmetric(array: np.ndarray, zero: int, factors: list[float]) -> tupl
         for scale in (extreme * np.float32(-1 / zero), best):
             stored = np.float32(np.float16(scale))
             coded = code(block, inverse_of(stored))
-            found.append((total(np.square(stored * coded - block)), stored, coded))
+            found.append((total(weights * np.square(stored * coded - block)), stored, coded))
         _, scale, coded = found[1] if found[1][0] < found[0][0] else found[0]
         codes.append(coded)
         scales.append(scale)
