@@ -85,6 +85,7 @@ def test_navigation_names_every_page() -> None:
     assert sorted(named) == sorted(path.name for path in PAGES)
 
 
+@pytest.mark.compat
 def test_site_builds_strictly(tmp_path: Path) -> None:
     if importlib.util.find_spec("material") is None or importlib.util.find_spec("mkdocs") is None:
         pytest.skip("mkdocs-material is not installed: make docs-site installs it")

@@ -2,7 +2,8 @@
 
 The types are described in engine/src/kernels/tensor_type.h. Q8_0 is ggml's reference rule, byte for byte.
 The other quantized types search: of many scales near ggml's, each block keeps the one with the least squared
-error after rounding (Q4_0, Q5_0: weighted, see engine/src/kernels/quantize_rows.h). The same numbers give the same bytes, on any number of threads and any processor.
+error after rounding, weighted in Q4_0 and Q5_0 (engine/src/kernels/quantize_rows.h). The same numbers give the
+same bytes, on any number of threads and any processor.
 """
 
 from __future__ import annotations

@@ -216,13 +216,13 @@ def test_worker_of_the_engine(tmp_path: Path, engine_build: Path) -> None:
         worker.close()
 
 
-@pytest.mark.compat
 def test_records_name_what_llama_cpp_was_built_with() -> None:
     system = "CPU : SSE3 = 1 | AVX512 = 1 | AMX_INT8 = 0 | REPACK = 1 | "
     assert bench.name_with_features({"name": "llama.cpp 1.2", "system": system}) == "llama.cpp 1.2, SSE3 AVX512 REPACK"
     assert bench.name_with_features({"name": "llamita 0.1.0"}) == "llamita 0.1.0"
 
 
+@pytest.mark.compat
 def test_worker_of_llama_cpp(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     path = tmp_path / "model.gguf"

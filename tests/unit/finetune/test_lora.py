@@ -235,6 +235,7 @@ def test_a_lost_layer_is_named(checkpoint: Path, tmp_path: Path) -> None:
     assert num_updates(target_modules=["q_proj", "model.layers.0.self_attn.v_proj", "experts"]) == 3
 
 
+@pytest.mark.compat
 def test_every_setting_of_peft_is_known(checkpoint: Path, tmp_path: Path) -> None:
     """PEFT's defaults are accepted, and a new version's settings are seen here first."""
     peft = pytest.importorskip("peft")

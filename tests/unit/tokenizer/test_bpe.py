@@ -111,6 +111,7 @@ def test_saved_and_loaded_is_the_same(tokenizer: Tokenizer, tmp_path: Path) -> N
     assert config["clean_up_tokenization_spaces"] is False
 
 
+@pytest.mark.compat
 def test_transformers_loads_what_is_saved(tokenizer: Tokenizer, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     tokenizer.save(tmp_path)

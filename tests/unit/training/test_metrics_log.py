@@ -193,6 +193,7 @@ def tensorboard_scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
+@pytest.mark.compat
 def test_tensorboard_reads_what_was_written(run: Path) -> None:
     """A killed and resumed run that diverged: each step once, as computed last."""
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
