@@ -364,6 +364,13 @@ const gguf_entry *gguf_find(const gguf_file *file, const char *key) {
     return bsearch(&wanted, file->entries, file->num_entries, sizeof wanted, compare_entries);
 }
 
+void gguf_print_shape(char text[GGUF_SHAPE_BYTES], const int64_t *shape, int num_dimensions) {
+    size_t length = 0;
+    for (int i = 0; i < num_dimensions; i++)
+        length += (size_t)snprintf(text + length, GGUF_SHAPE_BYTES - length, "%s%" PRId64, i ? ", " : "[", shape[i]);
+    snprintf(text + length, GGUF_SHAPE_BYTES - length, "]");
+}
+
 gguf_tensor *gguf_find_tensor(const gguf_file *file, const char *name) {
     gguf_tensor wanted = {.name = {name, strlen(name)}};
     return bsearch(&wanted, file->tensors, file->num_tensors, sizeof wanted, compare_tensors);

@@ -31,7 +31,7 @@ typedef struct {
     const unsigned char *data; /* the number, the bytes of the string, or the first element */
 } gguf_entry;
 
-enum { GGUF_MAX_DIMENSIONS = 4, GGUF_MAX_PIECES = 1000 };
+enum { GGUF_MAX_DIMENSIONS = 4, GGUF_MAX_PIECES = 1000, GGUF_SHAPE_BYTES = 96 };
 
 typedef struct {
     byte_slice name;
@@ -75,6 +75,9 @@ llamita_status gguf_sort_tensors(gguf_file *file);
 /* If the file is the first piece of a split model: maps the others, which the model then owns, and
  * adds their tensors to the file's. A missing, wrong or renamed piece is an error that names it. */
 llamita_status gguf_take_pieces(llamita_model *model, gguf_file *file);
+
+/* "[rows, columns]" for messages. */
+void gguf_print_shape(char text[GGUF_SHAPE_BYTES], const int64_t *shape, int num_dimensions);
 
 const gguf_entry *gguf_find(const gguf_file *file, const char *key);
 gguf_tensor *gguf_find_tensor(const gguf_file *file, const char *name);

@@ -52,12 +52,9 @@ static llamita_status read_metadata(const gguf_file *file, const char *architect
 /* ---------------------------------------------------------------- tensors */
 
 static llamita_status shape_error(const gguf_file *file, const gguf_tensor *t, const char *expected) {
-    char found[96];
-    size_t length = 0;
-    for (int i = 0; i < t->num_dimensions; i++)
-        length += (size_t)snprintf(found + length, sizeof found - length, "%s%" PRId64, i ? ", " : "", t->shape[i]);
-    return reader_error(&file->from,
-                        "tensor %.*s: expected shape %s, found [%s]; the adapter was made for another model",
+    char found[GGUF_SHAPE_BYTES];
+    gguf_print_shape(found, t->shape, t->num_dimensions);
+    return reader_error(&file->from, "tensor %.*s: expected shape %s, found %s; the adapter was made for another model",
                         SHOWN(t->name), expected, found);
 }
 
@@ -139,11 +136,6 @@ static llamita_status take_updates(llamita_adapter *adapter, const gguf_file *fi
 
 /* ---------------------------------------------------------------- panels */
 
-static size_t packed_bytes(const tensor *t) {
-    const size_t bytes = (size_t)panel_count(t->num_rows) * t->panel_bytes;
-    return (bytes + PANEL_ALIGNMENT - 1) / PANEL_ALIGNMENT * PANEL_ALIGNMENT;
-}
-
 /* Packs the tensor of this name, after checking that it is finite, into the panels of t. */
 static llamita_status pack_tensor(const gguf_file *file, const char *name, tensor *t, char *panels) {
     const gguf_tensor *source = gguf_find_tensor(file, name);
@@ -181,18 +173,18 @@ static llamita_status pack_tensor(const gguf_file *file, const char *name, tenso
 static llamita_status pack_updates(llamita_adapter *adapter, const gguf_file *file) {
     const int32_t num_layers = adapter->model->info.num_hidden_layers;
     llamita_adapter_info *info = &adapter->info;
-    size_t num_bytes = 0;
+    uint64_t num_bytes = 0;
     for (int32_t i = 0; i < num_layers; i++) {
         for (int which = 0; which < MATRICES_PER_LAYER; which++) {
             const lora_pair *update = &adapter->layers[i][which];
             if (update->a.num_rows == 0) continue;
-            num_bytes += packed_bytes(&update->a) + packed_bytes(&update->b);
+            num_bytes += tensor_packed_bytes(&update->a) + tensor_packed_bytes(&update->b);
             info->num_matrices++;
             info->num_parameters += update->a.num_rows * (update->a.row_length + update->b.num_rows);
             info->rank = update->a.num_rows > info->rank ? (int32_t)update->a.num_rows : info->rank;
         }
     }
-    adapter->panels = platform_aligned_alloc(PANEL_ALIGNMENT, num_bytes);
+    if (num_bytes <= SIZE_MAX) adapter->panels = platform_aligned_alloc(PANEL_ALIGNMENT, (size_t)num_bytes);
     if (!adapter->panels) return reader_memory_error(&file->from, num_bytes);
     char *panels = adapter->panels;
     llamita_status status = LLAMITA_OK;
@@ -204,7 +196,7 @@ static llamita_status pack_updates(llamita_adapter *adapter, const gguf_file *fi
                 matrix_name(matrix, i, which);
                 snprintf(name, sizeof name, "%s.lora_%c", matrix, "ab"[half]);
                 status = pack_tensor(file, name, halves[half], panels);
-                panels += packed_bytes(halves[half]);
+                panels += tensor_packed_bytes(halves[half]);
             }
         }
     }

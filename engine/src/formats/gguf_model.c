@@ -10,7 +10,7 @@
 #include "formats/model_check.h"
 #include "runtime/error.h"
 
-enum { NAME_BYTES = 64, SHAPE_BYTES = 96, MAX_SYSTEM_PROMPT_BYTES = 1 << 18 };
+enum { NAME_BYTES = 64, MAX_SYSTEM_PROMPT_BYTES = 1 << 18 };
 
 /* ---------------------------------------------------------------- configuration */
 
@@ -131,13 +131,6 @@ static llamita_status read_vocab_size(const gguf_file *file, llamita_model_info 
 
 /* ---------------------------------------------------------------- tensors */
 
-static void print_shape(char text[SHAPE_BYTES], const int64_t *shape, int num_dimensions) {
-    size_t length = 0;
-    for (int i = 0; i < num_dimensions; i++)
-        length += (size_t)snprintf(text + length, SHAPE_BYTES - length, "%s%" PRId64, i ? ", " : "[", shape[i]);
-    snprintf(text + length, SHAPE_BYTES - length, "]");
-}
-
 /* The named tensor, which must have this shape (num_rows 0: a vector). */
 static llamita_status take_tensor(const gguf_file *file, const char *name, int64_t row_length, int64_t num_rows,
                                   gguf_tensor **out) {
@@ -145,9 +138,9 @@ static llamita_status take_tensor(const gguf_file *file, const char *name, int64
     if (!t) return missing_error(file, name);
     const int64_t shape[GGUF_MAX_DIMENSIONS] = {row_length, num_rows ? num_rows : 1, 1, 1};
     if (memcmp(t->shape, shape, sizeof shape) != 0) {
-        char expected[SHAPE_BYTES], found[SHAPE_BYTES];
-        print_shape(expected, shape, num_rows ? 2 : 1);
-        print_shape(found, t->shape, t->num_dimensions);
+        char expected[GGUF_SHAPE_BYTES], found[GGUF_SHAPE_BYTES];
+        gguf_print_shape(expected, shape, num_rows ? 2 : 1);
+        gguf_print_shape(found, t->shape, t->num_dimensions);
         return reader_error(&file->from, "tensor %s: expected shape %s, found %s; the file is damaged or not a %s",
                             name, expected, found, file->architecture->model);
     }

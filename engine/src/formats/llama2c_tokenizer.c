@@ -13,11 +13,10 @@
 /* Constants of llama2.c; the file does not store them. */
 enum { BOS_ID = 1, EOS_ID = 2, UNKNOWN_ID = 0, NUM_SPECIAL_IDS = 3 };
 
-/* True for "<0x0A>": exactly two hexadecimal digits. */
+/* Whether a piece stands for a byte, such as <0x0A>. */
 static bool is_byte_token(byte_slice piece) {
-    const char *digits = "0123456789ABCDEFabcdef";
-    return piece.num_bytes == 6 && memcmp(piece.bytes, "<0x", 3) == 0 && piece.bytes[5] == '>' && piece.bytes[3] &&
-           piece.bytes[4] && strchr(digits, piece.bytes[3]) && strchr(digits, piece.bytes[4]);
+    unsigned char byte;
+    return byte_piece_value(piece, &byte);
 }
 
 /* Takes the next entry: float32 score, int32 length, bytes. */

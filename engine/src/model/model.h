@@ -28,6 +28,12 @@ typedef struct {
     const void *panels; /* [ceil(num_rows / 8)] in model->packed; NULL before model_pack */
 } tensor;
 
+/* Bytes of a matrix's panels, including padding up to the next matrix. */
+static inline uint64_t tensor_packed_bytes(const tensor *t) {
+    const uint64_t bytes = (uint64_t)panel_count(t->num_rows) * t->panel_bytes;
+    return (bytes + PANEL_ALIGNMENT - 1) / PANEL_ALIGNMENT * PANEL_ALIGNMENT;
+}
+
 typedef struct {
     const float *attention_norm; /* [D] */
     tensor query;                /* [H*S, D] */

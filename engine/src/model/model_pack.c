@@ -33,12 +33,6 @@ typedef struct {
 
 static int64_t num_panels(const tensor *t) { return panel_count(t->num_rows); }
 
-/* Bytes of a matrix's panels, including padding up to the next matrix. */
-static uint64_t packed_bytes(const tensor *t) {
-    const uint64_t bytes = (uint64_t)num_panels(t) * t->panel_bytes;
-    return (bytes + PANEL_ALIGNMENT - 1) / PANEL_ALIGNMENT * PANEL_ALIGNMENT;
-}
-
 /* The first panel of a matrix starting at `start` that starts at `byte` or later. */
 static int64_t panel_from(const tensor *t, uint64_t start, uint64_t byte) {
     const uint64_t panel = byte > start ? (byte - start + t->panel_bytes - 1) / t->panel_bytes : 0;
@@ -96,10 +90,10 @@ static void pack_units(pack_job *job, char *scratch) {
     for (;;) {
         const uint64_t unit = atomic_fetch_add(&job->next_unit, 1) * UNIT_BYTES, end = unit + UNIT_BYTES;
         if (unit >= job->num_bytes) return;
-        for (; i < job->num_matrices && start + packed_bytes(job->matrices[i]) <= unit; i++)
-            start += packed_bytes(job->matrices[i]);
+        for (; i < job->num_matrices && start + tensor_packed_bytes(job->matrices[i]) <= unit; i++)
+            start += tensor_packed_bytes(job->matrices[i]);
         uint64_t at = start;
-        for (size_t m = i; m < job->num_matrices && at < end; at += packed_bytes(job->matrices[m]), m++) {
+        for (size_t m = i; m < job->num_matrices && at < end; at += tensor_packed_bytes(job->matrices[m]), m++) {
             const tensor *t = job->matrices[m];
             const int64_t first = panel_from(t, at, unit), last = panel_from(t, at, end);
             if (first < last) pack_panels(job, t, first, last, job->panels + at, scratch);
@@ -160,7 +154,7 @@ static void reserve(llamita_model *model, pack_job *job) {
         const size_t panel_rows_bytes = PANEL_ROWS * t->row_bytes;
         t->format = panel_format_of(t->type);
         t->panel_bytes = panel_bytes(t->format, t->row_length);
-        job->num_panel_bytes += packed_bytes(t);
+        job->num_panel_bytes += tensor_packed_bytes(t);
         scratch_bytes = scratch_bytes > panel_rows_bytes ? scratch_bytes : panel_rows_bytes;
         uses_scratch |= t->two_halves > 0;
     }
@@ -188,7 +182,7 @@ static void publish(pack_job *job) {
     const char *panels = job->panels;
     for (size_t i = 0; i < job->num_matrices; i++) {
         job->matrices[i]->panels = panels;
-        panels += packed_bytes(job->matrices[i]);
+        panels += tensor_packed_bytes(job->matrices[i]);
         release_rows(job->model, job->matrices[i]);
     }
     if (job->num_bytes > job->num_panel_bytes) job->model->token_embedding.data = job->panels + job->num_panel_bytes;

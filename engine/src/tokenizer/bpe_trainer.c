@@ -309,8 +309,7 @@ static void number_bytes(int32_t id_of[256], char byte_of[256]) {
     int32_t next = 0;
     for (int printable = 1; printable >= 0; printable--) {
         for (int byte = 0; byte < 256; byte++) {
-            const bool is_printable = (byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte != 0xAD);
-            if (is_printable != (printable == 1)) continue;
+            if (unicode_is_printable_latin1(byte) != (printable == 1)) continue;
             byte_of[next] = (char)byte;
             id_of[byte] = next++;
         }

@@ -16,16 +16,12 @@
 
 /* ------------------------------------------------------------------ building */
 
-static bool byte_is_itself(int byte) {
-    return (byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte <= 0xAC) || (byte >= 0xAE && byte <= 0xFF);
-}
-
 /* byte_of[code point]: the byte that the character stands for in GPT-2's alphabet, or -1. */
 enum { ALPHABET_END = 0x100 + 68 };
 static void fill_alphabet(int16_t byte_of[ALPHABET_END]) {
     int next = 0x100;
     for (int i = 0; i < ALPHABET_END; i++) byte_of[i] = -1;
-    for (int byte = 0; byte < 256; byte++) byte_of[byte_is_itself(byte) ? byte : next++] = (int16_t)byte;
+    for (int byte = 0; byte < 256; byte++) byte_of[unicode_is_printable_latin1(byte) ? byte : next++] = (int16_t)byte;
 }
 
 static bool continues_character(char byte) { return ((unsigned char)byte & 0xC0) == 0x80; }

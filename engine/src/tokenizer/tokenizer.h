@@ -58,6 +58,9 @@ llamita_status tokenizer_create(const tokenizer_source *source, const char *path
                                 llamita_error *error);
 void tokenizer_free(tokenizer *t);
 
+/* True if the piece is <0xNN> with two hexadecimal digits; *byte is NN. */
+bool byte_piece_value(byte_slice piece, unsigned char *byte);
+
 int32_t tokenizer_vocab_size(const tokenizer *t);
 int32_t tokenizer_bos(const tokenizer *t);
 int32_t tokenizer_eos(const tokenizer *t);

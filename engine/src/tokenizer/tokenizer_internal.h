@@ -65,9 +65,6 @@ llamita_status sentencepiece_build(tokenizer *t, const tokenizer_source *source,
                                    llamita_error *error);
 llamita_status byte_level_build(tokenizer *t, const tokenizer_source *source, const char *path, llamita_error *error);
 
-/* True if the piece is <0xNN> with two hexadecimal digits; *byte is NN. */
-bool byte_piece_value(byte_slice piece, unsigned char *byte);
-
 /* Collects the tokens of these types (a mask of 1 << token_type). Call after the symbols are
  * built. */
 llamita_status special_tokens_build(special_tokens *special, const tokenizer *t, unsigned type_mask,

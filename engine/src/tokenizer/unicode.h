@@ -13,6 +13,12 @@ typedef enum { UNICODE_OTHER = 0, UNICODE_LETTER = 1, UNICODE_NUMBER = 2, UNICOD
  * P. */
 typedef enum { KIND_OTHER, KIND_UPPER, KIND_LOWER, KIND_BOTH, KIND_PUNCTUATION } unicode_kind;
 
+/* Whether a byte is a printable character of Latin-1: one that stands for itself in GPT-2's
+ * alphabet. */
+static inline bool unicode_is_printable_latin1(int byte) {
+    return (byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte <= 0xFF && byte != 0xAD);
+}
+
 #define UNICODE_INVALID 0xFFFFFFFFu /* the code point of an invalid byte */
 
 /* unicode_tables.c */
