@@ -4,6 +4,7 @@ const NODE = typeof process === "object" && Boolean(process.versions?.node);
 const MAX_FILE_BYTES = 1.75 * 2 ** 30; // WebAssembly has 4 GB for the file and its packed copy
 const ERROR_BYTES = 516; // llamita_error: a status, and a message of 512 bytes
 const STATUS_OK = 0;
+const STATUS_CONTEXT = 5; // LLAMITA_ERROR_CONTEXT
 const ENCODE_BOS = 1;
 const ENCODE_SPECIAL = 2;
 const READ_BYTES = 2 ** 22; // of a file at once
@@ -532,10 +533,10 @@ class Model {
   }
 
   #checkPrompt(ids) {
-    if (ids.length > this.contextTokens)
-      throw new RangeError(`the prompt: expected at most ${this.contextTokens} tokens (the context), found ` +
-        `${ids.length}; shorten the prompt`);
-    return ids;
+    if (ids.length <= this.contextTokens) return ids;
+    const error = new RangeError(`the prompt: expected at most ${this.contextTokens} tokens (the context), found ` +
+      `${ids.length}; shorten the prompt`);
+    throw Object.assign(error, { status: STATUS_CONTEXT });
   }
 
   #encodePrompt(prompt) {

@@ -207,7 +207,7 @@ function start() {
     } else if (data.did === "write") {
       finish(data);
     } else if (data.did === "fail") {
-      if (last?.messages?.length > 2 && /expected at most \d+ tokens/.test(data.message)) {
+      if (data.isFull && last?.messages?.length > 2) {
         // The context is full: without the oldest question and its answer, as `llamita chat` forgets them.
         last = { ...last, messages: last.messages.slice(2) };
         worker.postMessage(last);

@@ -19,7 +19,9 @@ self.onmessage = async ({ data }) => {
       post({ did: "load", info: model.info, contextTokens: model.contextTokens });
     } else await write(data);
   } catch (error) {
-    post({ did: "fail", message: error.message, isLost: model === undefined });
+    post({
+      did: "fail", message: error.message, isLost: model === undefined, isFull: error.status === STATUS_CONTEXT,
+    });
   }
 };
 
