@@ -29,7 +29,7 @@ from torch import Tensor
 from llamita.atomic import atomic_directory, sync
 from llamita.commands import command_line
 from llamita.config import ModelConfig
-from llamita.errors import CheckpointError, FormatError, OutputError
+from llamita.errors import CheckpointError, FormatError, LlamitaError, OutputError
 from llamita.formats import tensor_table
 from llamita.formats.huggingface import config_from_dict, config_to_dict
 from llamita.formats.safetensors_io import (
@@ -45,7 +45,7 @@ from llamita.formats.safetensors_io import (
 )
 from llamita.json_file import Key, Schema, read_json_object, shortened
 from llamita.model.llama import Llama
-from llamita.tokenizer.load import load_tokenizer, needs_model_config
+from llamita.tokenizer.load import GENERATION_CONFIG, load_tokenizer, needs_model_config
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tokenizer.bin", "special_tokens_map.json",
@@ -201,9 +201,21 @@ def _has_weights(path: Path) -> bool:
 
 
 def load_config(directory: Path) -> ModelConfig:
-    """The ModelConfig of a checkpoint. Raises CheckpointError, FormatError."""
+    """The ModelConfig of a checkpoint, with all end ids. Raises CheckpointError, FormatError."""
     path = resolve_checkpoint(directory) / "config.json"
-    return config_from_dict(read_json_object(path, CheckpointError), str(path))
+    config = config_from_dict(read_json_object(path, CheckpointError), str(path))
+    return with_all_end_ids(config, path.parent, CheckpointError)
+
+
+def with_all_end_ids(config: ModelConfig, folder: Path, error: type[LlamitaError]) -> ModelConfig:
+    """The config with those end ids of the folder's generation_config.json that config.json lacks: a
+    chat model's end of turn may be only there. Raises `error` if that file is damaged."""
+    path = folder / "generation_config.json"
+    ends = read_json_object(path, error, GENERATION_CONFIG)["eos_token_id"] if path.is_file() else None
+    more = ends if isinstance(ends, list) else [ends]
+    ids = [*config.eos_token_ids]
+    ids += [i for i in more if type(i) is int and 0 <= i < config.vocab_size and i not in ids]
+    return dataclasses.replace(config, eos_token_id=ids[0] if len(ids) == 1 else tuple(ids)) if ids else config
 
 
 def load_tensors(directory: Path) -> dict[str, Tensor]:

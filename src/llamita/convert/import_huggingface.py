@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from llamita.checkpoint import copy_tokenizer
+from llamita.checkpoint import copy_tokenizer, with_all_end_ids
 from llamita.config import ModelConfig
 from llamita.convert.model_source import (
     ImportOptions,
@@ -42,7 +42,7 @@ from llamita.json_file import Key, Schema, check_object, read_json_object, short
 from llamita.model_card import load_card
 from llamita.tokenizer import Tokenizer, load_tokenizer
 from llamita.tokenizer.chat_templates import NO_TEMPLATE, check_template_fits
-from llamita.tokenizer.load import GENERATION_CONFIG, unused_templates
+from llamita.tokenizer.load import unused_templates
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _ADAPTER = "adapter_model.safetensors"
@@ -141,19 +141,12 @@ def _write_tokenizer(tokenizer: Tokenizer, path: Path, out: Path) -> None:
 
 
 def _read_config(folder: Path, context_tokens: int | None) -> tuple[ModelConfig, tuple[int, int] | None]:
-    """The config of config.json, with the end ids of generation_config.json added; and the rows and
-    columns that share a scale in blocks, if the weights are FP8."""
+    """The config, with all end ids; and the rows and columns that share a scale in blocks, if the
+    weights are FP8."""
     content = read_json_object(folder / "config.json", FormatError)
     fp8_block = _fp8_block(content, str(folder / "config.json"))
     config = config_from_dict(content, str(folder / "config.json"), longest_text=context_tokens)
-    settings = folder / "generation_config.json"
-    ends = read_json_object(settings, FormatError, GENERATION_CONFIG)["eos_token_id"] if settings.is_file() else None
-    more = ends if isinstance(ends, list) else [ends]
-    ids = [*config.eos_token_ids]
-    ids += [i for i in more if type(i) is int and 0 <= i < config.vocab_size and i not in ids]
-    if ids:
-        config = dataclasses.replace(config, eos_token_id=ids[0] if len(ids) == 1 else tuple(ids))
-    return config, fp8_block
+    return with_all_end_ids(config, folder, FormatError), fp8_block
 
 
 # What is read of a quantization_config; other methods are refused by name.

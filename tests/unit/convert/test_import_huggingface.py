@@ -98,6 +98,7 @@ def test_tokenizer_files_are_kept(make_checkpoint: MakeCheckpoint, tmp_path: Pat
     (checkpoint / "README.md").write_text("no")
     (checkpoint / "code.py").write_text("raise SystemExit")
     change_config(checkpoint, "generation_config.json", eos_token_id=[0, 2, 9999])
+    assert load_config(checkpoint).eos_token_ids == (0, 2), "a folder that is used as it is"
     import_model(checkpoint, tmp_path / "out")
     assert load_config(tmp_path / "out").eos_token_ids == (0, 2)
     assert load_tokenizer(tmp_path / "out").chat_template == "{{ messages }}"
