@@ -149,12 +149,18 @@ def _known_control_tokens(base: BaseModel, conversation: Conversation, chosen: R
         return set()
     if base.own_template == chosen.template:
         return set(range(base.num_learned_rows))
+    known = set[int]()
+    plain = Conversation((Turn("user", "Hello!"), Turn("assistant", "Hello!")), "a greeting")
     try:
         with Renderer(base.tokenizer, base.config, chosen.context_tokens, base.own_template) as renderer:
-            ids = [*renderer.prompt(conversation, 1), *renderer.prompt(conversation, len(conversation.turns))]
-            return renderer.controls_in(np.array(ids, dtype=np.int64))
+            # The template may refuse roles or tools of the conversation, but hardly a greeting.
+            for each in (plain, conversation):
+                for num_turns in (1, len(each.turns)):
+                    ids = renderer.prompt(each, num_turns)
+                    known |= renderer.controls_in(np.array(ids, dtype=np.int64))
     except ChatError:
-        return set()
+        pass
+    return known
 
 
 # ---------------------------------------------------------------- the split

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,6 +88,21 @@ def test_another_template_with_known_control_tokens(chat_base: Path, questions: 
         make_config(chat_base, questions, tmp_path / "x", lora=True, chat_template=str(tmp_path / "a.jinja")), "cpu"
     )
     assert dataset.train[0].ids[:2].tolist() == [1, 1]
+
+
+def test_control_tokens_of_a_template_that_refuses_the_examples(chat_base: Path, tmp_path: Path) -> None:
+    """The checkpoint's own template takes no system prompt, which every example has."""
+    base, template = tmp_path / "base", CHAT_TEMPLATES["chatml"]
+    shutil.copytree(chat_base, base)
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system prompt') }}{% endif %}"
+    (base / "chat_template.jinja").write_text(refusal + template)
+    (tmp_path / "a.jinja").write_text(template)
+    roles = ("system", "user", "assistant")
+    rows = [{"messages": [{"role": role, "content": f"{role} {n}"} for role in roles]} for n in range(8)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    choices = {"lora": True, "chat_template": str(tmp_path / "a.jinja")}
+    dataset = open_sft_dataset(make_config(base, tmp_path / "data.jsonl", tmp_path / "x", **choices), "cpu")
+    assert dataset.train[0].ids[0] == 1
 
 
 def test_texts_begin_as_in_training(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
