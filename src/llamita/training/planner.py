@@ -61,6 +61,7 @@ TRAINING_SHARE = 0.94  # of the run; the rest is startup, evaluation and saving
 # and 110M weights gain three times as much from it as the law says (docs/experiments.md).
 MAX_TOKENS_PER_WEIGHT, MAX_FITTED_WEIGHTS = 40, 2_500_000
 NEGLIGIBLE = 0.003  # relative difference in bits; among such near ties the smallest shape wins
+MAX_UNSHARED_WIDTH = 320  # up to here shared keys and values cost more than their speed gains (docs/experiments.md)
 WIDTHS = (64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
 CPU = torch.device("cpu")
 CONTEXTS = {"cpu": (128, 512), "cuda": (256, 1024), "mps": (256, 512)}  # minimum, maximum
@@ -147,7 +148,8 @@ def ladder_shape(hidden: int, context: int, device_type: str = "cpu") -> Shape:
 
     Layers: hidden / 64 + 1, at least 4. Heads of size 32 up to width 320, of size 64 above; on CUDA
     of size 64 wherever they divide the width, because attention in heads of 32 takes twice as long.
-    Two query heads per KV head. FFN: 8/3 of the width, rounded up to a multiple of 32.
+    Up to width 320 each head has its own keys and values, above two share them. FFN: 8/3 of the width,
+    rounded up to a multiple of 32.
     """
     has_small_heads = hidden % 64 != 0 if device_type == "cuda" else hidden <= 320
     heads = hidden // (32 if has_small_heads else 64)
@@ -155,7 +157,7 @@ def ladder_shape(hidden: int, context: int, device_type: str = "cpu") -> Shape:
         num_hidden_layers=max(4, round(hidden / 64) + 1),
         hidden_size=hidden,
         num_attention_heads=heads,
-        num_key_value_heads=heads // 2 if heads % 2 == 0 else heads,
+        num_key_value_heads=heads // 2 if hidden > MAX_UNSHARED_WIDTH and heads % 2 == 0 else heads,
         intermediate_size=ffn_for(hidden),
         max_position_embeddings=context,
     )

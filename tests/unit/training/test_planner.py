@@ -53,6 +53,12 @@ def test_ladder_shapes_are_valid_and_grow() -> None:
     assert all(shape.hidden_size % shape.num_attention_heads == 0 for shape in SHAPES)
 
 
+def test_heads_of_small_shapes_share_no_keys_and_values() -> None:
+    found = {shape.hidden_size: (shape.num_attention_heads, shape.num_key_value_heads) for shape in SHAPES}
+    assert found[64] == (2, 2) and found[128] == (4, 4) and found[320] == (10, 10)
+    assert found[384] == (6, 3) and found[768] == (12, 6)
+
+
 def test_speeds_pass_through_measured_points_and_are_monotonic() -> None:
     points = [(1e7, 1e-4), (4e7, 3.2e-4)]
     assert all(math.isclose(interpolate_seconds(points, x), y) for x, y in points)
