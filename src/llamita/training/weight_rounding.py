@@ -22,7 +22,7 @@ from llamita.formats.tensor_types import TypeName, dequantize, quantize
 from llamita.training.distributed import local_tensor
 from llamita.training.divergence import DivergenceError
 
-START: Final = 0.8  # of the run; what it gains from there: docs/experiments.md
+START: Final = 0.8  # of the run; an earlier start is worse (docs/experiments.md)
 
 
 class WeightRounding:
