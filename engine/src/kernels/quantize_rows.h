@@ -128,22 +128,16 @@ static inline simd8 search_scale(const simd8 *x, const simd8 *weights, int lengt
     return best;
 }
 
-/* Fills the nearest codes for a scale; returns the squared errors. */
-static inline simd8 code_symmetric(const simd8 *x, int length, simd8 scale, float zero, simd8 *codes) {
+/* Fills the nearest codes for a scale; returns the squared errors. weights: as in search_scale. */
+static inline simd8 code_symmetric(const simd8 *x, const simd8 *weights, int length, simd8 scale, float zero,
+                                   simd8 *codes) {
     const simd8 inverse = inverse_of(scale), shift = simd8_all(zero + 0.5F), top = simd8_all(2.0F * zero - 0.5F);
     simd8 error = simd8_all(0.0F);
     for (int i = 0; i < length; i++) {
         codes[i] = code_of(x[i], inverse, shift, top);
-        error = simd8_add(error, simd8_square(simd8_sub(simd8_mul(scale, simd8_sub(codes[i], simd8_all(zero))), x[i])));
-    }
-    return error;
-}
-
-static inline simd8 weighted_errors(const simd8 *x, const simd8 *weights, simd8 scale, float zero, const simd8 *codes) {
-    simd8 error = simd8_all(0.0F);
-    for (int i = 0; i < BLOCK_LENGTH; i++) {
         const simd8 value = simd8_mul(scale, simd8_sub(codes[i], simd8_all(zero)));
-        error = simd8_add(error, simd8_mul(weights[i], simd8_square(simd8_sub(value, x[i]))));
+        const simd8 square = simd8_square(simd8_sub(value, x[i]));
+        error = simd8_add(error, weights ? simd8_mul(weights[i], square) : square);
     }
     return error;
 }
@@ -152,18 +146,15 @@ static inline simd8 weighted_errors(const simd8 *x, const simd8 *weights, simd8 
  * element the code 0. Returns the squared errors. */
 static inline simd8 encode_symmetric(const simd8 *x, float zero, const float *factors, int num_factors, simd8 *codes,
                                      simd8 *scale) {
-    simd8 plain_codes[BLOCK_LENGTH], weights[BLOCK_LENGTH];
+    simd8 weights[BLOCK_LENGTH];
     const simd8 extreme = extreme_of(x, BLOCK_LENGTH);
     error_weights(x, BLOCK_LENGTH, weights);
     const simd8 plain = half_scale(simd8_mul(extreme, simd8_all(-1.0F / zero)));
     const simd8 searched = half_scale(search_scale(x, weights, BLOCK_LENGTH, extreme, zero, factors, num_factors));
-    const simd8 plain_error = code_symmetric(x, BLOCK_LENGTH, plain, zero, plain_codes);
-    const simd8 error = code_symmetric(x, BLOCK_LENGTH, searched, zero, codes);
-    const simd8 plain_loss = weighted_errors(x, weights, plain, zero, plain_codes);
-    const simd8 loss = weighted_errors(x, weights, searched, zero, codes);
+    const simd8 plain_loss = code_symmetric(x, weights, BLOCK_LENGTH, plain, zero, codes);
+    const simd8 loss = code_symmetric(x, weights, BLOCK_LENGTH, searched, zero, codes);
     *scale = simd8_pick(loss, plain_loss, searched, plain);
-    for (int i = 0; i < BLOCK_LENGTH; i++) codes[i] = simd8_pick(loss, plain_loss, codes[i], plain_codes[i]);
-    return simd8_pick(loss, plain_loss, error, plain_error);
+    return code_symmetric(x, NULL, BLOCK_LENGTH, *scale, zero, codes);
 }
 
 /* ------------------------------------------------------------------ x = scale * code + offset */

@@ -198,7 +198,7 @@ static inline symmetric_fit fit_symmetric(simd8 x[HALVES][GROUP], const simd8 *o
             simd8 multiples = simd8_add(simd8_mul(own[h], inverse), simd8_all(128.5F + (float)delta));
             multiples = simd8_truncate(simd8_min(simd8_max(multiples, simd8_all(0.0F)), simd8_all(255.0F)));
             multiples = simd8_sub(multiples, simd8_all(128.0F));
-            const simd8 error = code_symmetric(x[h], GROUP, simd8_mul(simd8_all(d), multiples), 32.0F, codes);
+            const simd8 error = code_symmetric(x[h], NULL, GROUP, simd8_mul(simd8_all(d), multiples), 32.0F, codes);
             best = simd8_pick(error, best_error, multiples, best);
             best_error = simd8_min(error, best_error);
         }
@@ -213,7 +213,7 @@ static inline float solve_symmetric(simd8 x[HALVES][GROUP], const symmetric_fit 
     double products = 0.0, squares = 0.0;
     for (int h = 0; h < HALVES; h++) {
         simd8 codes[GROUP], code_products = simd8_all(0.0F), code_squares = simd8_all(0.0F);
-        code_symmetric(x[h], GROUP, simd8_mul(simd8_all(fit->d), fit->multiples[h]), 32.0F, codes);
+        code_symmetric(x[h], NULL, GROUP, simd8_mul(simd8_all(fit->d), fit->multiples[h]), 32.0F, codes);
         for (int i = 0; i < GROUP; i++) {
             const simd8 code = simd8_sub(codes[i], simd8_all(32.0F));
             code_products = simd8_add(code_products, simd8_mul(code, x[h][i]));
@@ -243,7 +243,7 @@ static inline symmetric_fit encode_super_symmetric(const float *values, uint8_t 
         best = next;
     }
     for (int h = 0; h < HALVES; h++) {
-        code_symmetric(x[h], GROUP, simd8_mul(simd8_all(best.d), best.multiples[h]), 32.0F, codes);
+        code_symmetric(x[h], NULL, GROUP, simd8_mul(simd8_all(best.d), best.multiples[h]), 32.0F, codes);
         codes_to_bytes(codes, GROUP, bytes + h * SUPER_LENGTH / HALVES);
     }
     return best;
