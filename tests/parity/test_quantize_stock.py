@@ -15,7 +15,8 @@ import pytest
 
 from llamita.convert.quantize import quantize_file
 from llamita.formats.gguf import read_gguf
-from llamita.formats.tensor_types import TYPES, TypeName, dequantize, quantize
+from llamita.formats.tensor_types import TYPES, TypeName, quantize
+from tests.quantization_errors import block_errors
 
 pytestmark = [pytest.mark.compat, pytest.mark.usefixtures("engine_build")]
 
@@ -39,19 +40,12 @@ def ggml() -> Any:
     return library
 
 
-def squared_error(array: np.ndarray, data: np.ndarray, type: TypeName) -> float:
-    blocks = array.astype(np.float64).reshape(-1, TYPES[type].block_elements)
-    squares = np.square(blocks)
-    weights = np.sqrt(squares.mean(axis=1, keepdims=True) + squares) if type in ("Q4_0", "Q5_0") else 1.0
-    return float((weights * np.square(dequantize(data, type, blocks.shape) - blocks)).sum())
-
-
 @pytest.mark.parametrize("type", BOUNDS)
 def test_the_squared_error_is_below_ggmls(type: TypeName, ggml: Any) -> None:
     array = (np.random.default_rng(1).standard_t(6, (400, 256)) * 0.02).astype(np.float32)
     theirs = np.empty(TYPES[type].num_bytes(array.size), np.uint8)
     ggml.ggml_quantize_chunk(TYPES[type].number, array.ctypes.data, theirs.ctypes.data, 0, *array.shape, None)
-    ratio = squared_error(array, quantize(array, type), type) / squared_error(array, theirs, type)
+    ratio = block_errors(array, quantize(array, type), type).sum() / block_errors(array, theirs, type).sum()
     assert ratio < BOUNDS[type]
 
 

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as arrays
 from llamita.errors import FormatError
 from llamita.formats import tensor_types as module
 from llamita.formats.tensor_types import OTHER_TYPES, TYPES, WRITTEN_TYPES, dequantize, quantize
+from tests.quantization_errors import block_errors
 
 pytestmark = pytest.mark.usefixtures("engine_build")
 
@@ -60,14 +61,6 @@ def test_numbers_are_the_oracles(name: str) -> None:
     data = quantize(sample(), name)
     theirs = gguf.quants.dequantize(data.reshape(sample().shape[0], -1), oracle_type(name))
     assert np.array_equal(dequantize(data, name, sample().shape), theirs.reshape(sample().shape))
-
-
-def block_errors(array: np.ndarray, data: np.ndarray, name: str) -> np.ndarray:
-    """What the search makes small: squared errors, in Q4_0 and Q5_0 weighted."""
-    blocks = array.astype(np.float64).reshape(-1, TYPES[name].block_elements)
-    squares = np.square(blocks)
-    weights = np.sqrt(squares.mean(axis=1, keepdims=True) + squares) if name in ("Q4_0", "Q5_0") else 1.0
-    return (weights * np.square(dequantize(data, name, blocks.shape) - blocks)).sum(axis=1)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 100.0])
