@@ -29,6 +29,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from llamita.checkpoint import TrainingState
 from llamita.errors import CheckpointError
 from llamita.model.llama import Llama
+from llamita.training.optimizer import state_layout
 
 # What torch.distributed.checkpoint's index of the shards, a pickle, is made of.
 INDEX_CLASSES: Final = {
@@ -125,9 +126,10 @@ def reshard_optimizer_state(state: TrainingState, model: nn.Module) -> dict[str,
         for name, stored in reader.read_metadata().state_dict_metadata.items():
             if not isinstance(stored, TensorStorageMetadata):
                 raise ValueError(f"{name}: expected a tensor")
-            parameter = parameters.get(name.partition("/")[2])
-            fits = parameter is not None and parameter.shape == stored.size
-            like = parameter if parameter is not None and fits else torch.empty(stored.size)
+            key, _, of = name.partition("/")
+            like: Tensor | None = state_layout(key, parameters[of]) if of in parameters else None
+            if like is None or like.shape != stored.size:
+                like = torch.empty(stored.size)
             tensors[name] = torch.zeros_like(like, dtype=stored.properties.dtype, requires_grad=False)
         with warnings.catch_warnings():
             # a single process may read shards

@@ -18,7 +18,9 @@ from llamita.training.distributed import Ranks, local_tensor
 from llamita.training.distributed_muon import MatrixFunction, distribute_replicated, distribute_row_sharded
 
 HALF_LIFE_TOKENS = 500_000  # of the average of squared gradients
-MUON_RATE, MUON_MOMENTUM = 0.02, 0.95
+MUON_RATE, MUON_MOMENTUM, ROW_BETA2 = 0.02, 0.85, 0.95
+EPSILON = 1e-8  # added to the sizes of rows
+ROW_SQUARES = "row_squares"  # Muon's state: the running mean of the squared norm of each row
 FULL_STEP_TOKENS = 2048
 ORTHOGONAL_STEPS = 5
 # Five times x → a x + b x³ + c x⁵ maps singular values of 0.003 to 1 to 0.68 to 1.20. The steep
@@ -93,13 +95,15 @@ def newton_schulz_by_gram(x: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Orthogonalized momentum (Keller Jordan, "Muon", 2024): all directions of a matrix move
-    equally far.
+    """Orthogonalized momentum (Keller Jordan, "Muon", 2024) with rows of one size (NorMuon, arXiv
+    2510.05491).
 
-    A step changes a matrix [R, C] by lr * sqrt(max(1, R / C)) * U Vᵀ of its Nesterov momentum. That
-    changes a unit of activations by about the same amount for any shape, so one lr serves all
-    matrices. Weight decay is decoupled, as in AdamW. orthogonalizer: of all matrices, the work
-    divided between processes (distributed_muon.py); by default each process does all of it.
+    The direction of a matrix [R, C] is U Vᵀ of its Nesterov momentum: all its singular values move
+    equally far. Each row is then divided by its size, the root of the running mean of its squared
+    norm, and moves by about lr. That changes a unit of activations by the same amount for any shape,
+    so one lr serves all matrices. Weight decay is decoupled, as in AdamW. orthogonalizer: of all
+    matrices, the work divided between processes (distributed_muon.py); by default each process does
+    all of it.
     """
 
     def __init__(
@@ -129,21 +133,37 @@ class Muon(torch.optim.Optimizer):
             # sharded matrices: this process's rows
             gradients = [local_tensor(parameter.grad) for parameter in parameters if parameter.grad is not None]
             momenta = [local_tensor(self.state[parameter]["momentum"]) for parameter in parameters]
-            weights, shapes = (
-                [local_tensor(parameter) for parameter in parameters],
-                [_shape(each) for each in parameters],
-            )
+            weights = [local_tensor(parameter) for parameter in parameters]
+            shapes = [_shape(parameter) for parameter in parameters]
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
             directions = self.orthogonalizer(ahead, shapes)
+            torch._foreach_div_(directions, self._row_sizes(parameters, directions))
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-            scales = [-group["lr"] * max(1.0, rows / columns) ** 0.5 for rows, columns in shapes]
-            torch._foreach_mul_(directions, scales)
-            torch._foreach_add_(weights, directions)
+            torch._foreach_add_(weights, directions, alpha=-group["lr"])
+
+    def _row_sizes(self, parameters: Sequence[nn.Parameter], directions: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The sizes of the rows of each direction, [R, 1], or of this process's rows."""
+        norms = [torch.linalg.vector_norm(direction, dim=1, keepdim=True) for direction in directions]
+        squares = torch._foreach_mul(norms, norms)
+        for parameter, square in zip(parameters, squares, strict=True):
+            if ROW_SQUARES not in self.state[parameter]:
+                self.state[parameter][ROW_SQUARES] = torch.zeros_like(state_layout(ROW_SQUARES, parameter))
+                local_tensor(self.state[parameter][ROW_SQUARES]).copy_(square)
+        means = [local_tensor(self.state[parameter][ROW_SQUARES]) for parameter in parameters]
+        torch._foreach_lerp_(means, squares, 1 - ROW_BETA2)
+        sizes = torch._foreach_sqrt(means)
+        torch._foreach_add_(sizes, EPSILON)
+        return sizes
 
 
 def _shape(matrix: Tensor) -> tuple[int, int]:
     return matrix.shape[0], matrix.shape[1]
+
+
+def state_layout(key: str, parameter: Tensor) -> Tensor:
+    """A tensor with the shape, and the shards, of this part of a parameter's state."""
+    return parameter[:, :1] if key == ROW_SQUARES and parameter.ndim == 2 else parameter
 
 
 def orthogonalize_each(matrices: Sequence[Tensor], *, in_bfloat16: bool = False) -> list[Tensor]:
@@ -266,9 +286,10 @@ def restore_optimizer(optimizers: Optimizers, model: nn.Module, tensors: Mapping
         if name not in parameters:
             raise CheckpointError(f"cannot resume: optimizer state has an unknown tensor {key}/{name}")
         parameter = parameters[name]
-        if value.ndim > 0 and value.shape != parameter.shape:
+        expected = state_layout(key, parameter).shape
+        if value.ndim > 0 and value.shape != expected:
             raise CheckpointError(
-                f"cannot resume: optimizer state {key}/{name}: expected shape {list(parameter.shape)}, "
+                f"cannot resume: optimizer state {key}/{name}: expected shape {list(expected)}, "
                 f"found {list(value.shape)}"
             )
         states[name][key] = value.to(parameter.device, copy=True)

@@ -18,6 +18,7 @@ from llamita.training.loss import SummedLoss  # noqa: E402
 from llamita.training.optimizer import (  # noqa: E402
     ORTHOGONAL_STEPS,
     QUINTIC,
+    ROW_BETA2,
     Muon,
     Optimizers,
     beta2_for,
@@ -116,14 +117,16 @@ def test_the_fast_steps_equal_the_plain_ones(smallest: float) -> None:
 def slow_muon(weight: torch.Tensor, gradients: list[torch.Tensor], lr: float, momentum: float, decay: float) -> Any:
     """The same steps on one matrix, written out plainly."""
     rows, columns = weight.shape
-    memory = torch.zeros_like(weight)
+    memory, squares = torch.zeros_like(weight), None
     for gradient in gradients:
         memory = momentum * memory + (1 - momentum) * gradient
         ahead = momentum * memory + (1 - momentum) * gradient
         tall = rows > columns
         direction = orthogonalize((ahead.T if tall else ahead)[None])[0]
         direction = direction.T if tall else direction
-        weight = (1 - lr * decay) * weight - lr * math.sqrt(max(1, rows / columns)) * direction
+        now = (direction**2).sum(dim=1)
+        squares = now if squares is None else ROW_BETA2 * squares + (1 - ROW_BETA2) * now
+        weight = (1 - lr * decay) * weight - lr * direction / squares.sqrt()[:, None]
     return weight
 
 
@@ -141,6 +144,19 @@ def test_muon_equals_the_plain_formula_for_wide_tall_and_square() -> None:
         muon.step()
     for parameter, weight in zip(parameters, expected, strict=True):
         torch.testing.assert_close(parameter.detach(), weight, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_with_small_directions_move_as_far_as_the_others() -> None:
+    """Two equal rows share one direction: orthogonalized, each has 0.7 of the length of another."""
+    gradient = random_matrices(4, 6)
+    gradient[3] = gradient[2]
+    parameter = torch.nn.Parameter(torch.zeros(4, 6))
+    muon = Muon([parameter], lr=1.0, momentum=0.9, weight_decay=0.0)
+    parameter.grad = gradient
+    muon.step()
+    apart = orthogonalize(gradient[None])[0].norm(dim=1)
+    assert apart[3] < 0.85 * apart[0]
+    torch.testing.assert_close(parameter.norm(dim=1), torch.ones(4))
 
 
 def test_muon_trains_the_matrices_of_layers_and_adamw_the_rest() -> None:
@@ -199,6 +215,8 @@ def test_state_is_restored_and_foreign_state_rejected(kind: str) -> None:
         restore_optimizer(fresh, copied, {"exp_avg/nobody": torch.zeros(1)})
     with pytest.raises(CheckpointError, match=r"expected shape \[16\], found \[3\]"):
         restore_optimizer(fresh, copied, {"exp_avg/model.norm.weight": torch.zeros(3)})
+    with pytest.raises(CheckpointError, match=r"row_squares/.*expected shape \[24, 1\], found \[24, 16\]"):
+        restore_optimizer(fresh, copied, {"row_squares/model.layers.0.mlp.up_proj.weight": torch.zeros(24, 16)})
     with pytest.raises(CheckpointError, match=r"lacks model\.embed_tokens\.weight"):
         other, empty = make(kind)
         restore_optimizer(empty, other, {"exp_avg/model.norm.weight": torch.zeros(16)})
