@@ -143,16 +143,15 @@ def choose_context(lengths: npt.NDArray[Any], device: torch.device) -> int:
     return min(largest, max(smallest, 1 << math.ceil(math.log2(max(1.0, typical)))))
 
 
-def ladder_shape(hidden: int, context: int, device_type: str = "cpu") -> Shape:
+def ladder_shape(hidden: int, context: int) -> Shape:
     """The planner's shape for a width.
 
-    Layers: hidden / 64 + 1, at least 4. Heads of size 32 up to width 320, of size 64 above; on CUDA
-    of size 64 wherever they divide the width, because attention in heads of 32 takes twice as long.
-    Up to width 320 each head has its own keys and values, above two share them. FFN: 8/3 of the width,
-    rounded up to a multiple of 32.
+    Layers: hidden / 64 + 1, at least 4. Heads of size 64 where they divide a width of at least 128,
+    else of size 32: attention in heads of 32 takes up to twice as long. Up to width 320 each head has
+    its own keys and values, above two share them. FFN: 8/3 of the width, rounded up to a multiple of
+    32.
     """
-    has_small_heads = hidden % 64 != 0 if device_type == "cuda" else hidden <= 320
-    heads = hidden // (32 if has_small_heads else 64)
+    heads = hidden // (64 if hidden % 64 == 0 and hidden >= 128 else 32)
     return Shape(
         num_hidden_layers=max(4, round(hidden / 64) + 1),
         hidden_size=hidden,
@@ -174,7 +173,7 @@ def candidate_shapes(config: TrainConfig, context: int, device_type: str = "cpu"
             num_key_value_heads=config.kv_heads or shape.num_key_value_heads,
             intermediate_size=config.ffn or shape.intermediate_size,
         )
-        for shape in (ladder_shape(width, context, device_type) for width in WIDTHS)
+        for shape in (ladder_shape(width, context) for width in WIDTHS)
         if shape.num_attention_heads % (config.kv_heads or 1) == 0
     ]
     if not shapes:
