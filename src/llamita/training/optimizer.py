@@ -18,7 +18,7 @@ from llamita.training.distributed import Ranks, local_tensor
 from llamita.training.distributed_muon import MatrixFunction, distribute_replicated, distribute_row_sharded
 
 HALF_LIFE_TOKENS = 500_000  # of the average of squared gradients
-MUON_RATE, MUON_MOMENTUM, ROW_BETA2 = 0.02, 0.85, 0.95
+MUON_RATE, MUON_MOMENTUM, ROW_BETA2 = 0.02, 0.9, 0.95
 EPSILON = 1e-8  # added to the sizes of rows
 ROW_SQUARES = "row_squares"  # Muon's state: the running mean of the squared norm of each row
 FULL_STEP_TOKENS = 2048

@@ -55,7 +55,8 @@ from llamita.training.optimizer import build_optimizer
 
 PROBE_SHARE = 0.01  # of the run, for each of at most three probes
 MAX_PLANNING_SHARE = 0.1  # of the run: on a busy machine fewer shapes are timed
-PROBE_SECONDS = (0.5, 3.0)  # minimum, maximum
+PROBE_SECONDS = (1.0, 3.0)  # minimum, maximum
+TURNS = 4  # of each type on a CPU: in two, a busy second made bfloat16 look slow (docs/experiments.md)
 TRAINING_SHARE = 0.94  # of the run; the rest is startup, evaluation and saving
 # Beyond this the law, which was fitted to small models, thinks too little of width: models of 42M
 # and 110M weights gain three times as much from it as the law says (docs/experiments.md).
@@ -436,7 +437,7 @@ def time_dtypes(
 
     if len(dtypes) == 1:
         return Timing(probe(dtypes[0]), dtypes[0])
-    turns = [(probe("float32", 2), probe("bfloat16", 2)) for _ in range(2)]
+    turns = [(probe("float32", TURNS), probe("bfloat16", TURNS)) for _ in range(TURNS)]
     in_float32, in_bfloat16 = (min(found) for found in zip(*turns, strict=True))
     speedup = in_float32 / in_bfloat16
     if speedup < MIN_STEP_SPEEDUP:
