@@ -56,7 +56,7 @@ from llamita.training.optimizer import build_optimizer
 PROBE_SHARE = 0.01  # of the run, for each of at most three probes
 MAX_PLANNING_SHARE = 0.1  # of the run: on a busy machine fewer shapes are timed
 PROBE_SECONDS = (1.0, 3.0)  # minimum, maximum
-TURNS = 4  # of each type on a CPU: in two, a busy second made bfloat16 look slow (docs/experiments.md)
+MIN_TURNS, MAX_TURNS = 2, 4  # of each type on a CPU: in two, bfloat16 once looked slow (docs/experiments.md)
 TRAINING_SHARE = 0.94  # of the run; the rest is startup, evaluation and saving
 # Beyond this the law, which was fitted to small models, thinks too little of width: models of 42M
 # and 110M weights gain three times as much from it as the law says (docs/experiments.md).
@@ -428,7 +428,8 @@ def time_dtypes(
     free: float = math.inf,
 ) -> Timing:
     """Train on random tokens for about `seconds` in each of the types of candidate_dtypes, in turns:
-    the machine may be busy. bfloat16 is taken if it is faster by MIN_STEP_SPEEDUP."""
+    the machine may be busy. A model whose steps are slow gets fewer turns. bfloat16 is taken if it is
+    faster by MIN_STEP_SPEEDUP."""
 
     def probe(dtype: Dtype, turns: int = 1) -> float:
         return probe_seconds_per_token(
@@ -437,7 +438,10 @@ def time_dtypes(
 
     if len(dtypes) == 1:
         return Timing(probe(dtypes[0]), dtypes[0])
-    turns = [(probe("float32", TURNS), probe("bfloat16", TURNS)) for _ in range(TURNS)]
+    turns: list[tuple[float, float]] = []
+    start = time.monotonic()
+    while len(turns) < MIN_TURNS or (len(turns) < MAX_TURNS and time.monotonic() - start < 4 * seconds):
+        turns.append((probe("float32", MAX_TURNS), probe("bfloat16", MAX_TURNS)))
     in_float32, in_bfloat16 = (min(found) for found in zip(*turns, strict=True))
     speedup = in_float32 / in_bfloat16
     if speedup < MIN_STEP_SPEEDUP:

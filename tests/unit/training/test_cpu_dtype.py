@@ -39,6 +39,24 @@ def test_products_are_timed_in_turns(times: tuple[float, float], replace_clock: 
     assert product_speedup() == pytest.approx(times[0] / times[1])
 
 
+@pytest.mark.parametrize(("cost", "turns"), [(0.4, 4), (10.0, 2)])
+def test_slow_steps_are_timed_in_fewer_turns(
+    cost: float, turns: int, monkeypatch: pytest.MonkeyPatch, replace_clock: Callable[..., None]
+) -> None:
+    """The type that is faster in its best turn wins."""
+    probed: list[str] = []
+
+    def probe(config: TrainConfig, *args: Any) -> float:
+        probed.append(config.dtype)
+        return 0.5 if probed == ["float32", "bfloat16", "float32", "bfloat16"] else 1.0
+
+    monkeypatch.setattr(planner, "probe_seconds_per_token", probe)
+    replace_clock(monotonic=lambda: cost * len(probed))
+    timing = planner.time_dtypes(make_config(), ("float32", "bfloat16"), 4096, CPU, 1, 1.0)
+    assert probed == ["float32", "bfloat16"] * turns
+    assert timing == planner.Timing(0.5, "bfloat16", 2.0)
+
+
 @pytest.mark.parametrize(
     ("changes", "speedup", "expected"),
     [
