@@ -25,6 +25,7 @@ from llamita.console import format_count
 from llamita.errors import TrainingError
 from llamita.model.llama import Llama
 from llamita.tokenizer import Tokenizer, load_tokenizer
+from llamita.training.fused_cpu import can_fuse
 from llamita.training.loss import (
     packed_attention,
     summed_cross_entropy,
@@ -32,6 +33,7 @@ from llamita.training.loss import (
     tokens_per_chunk,
     training_hidden_states,
 )
+from llamita.training.loss_in_halves import can_halve, loss_in_halves
 
 DEFAULT_ALPHA, DEFAULT_TEMPERATURE = 0.5, 1.0
 
@@ -144,7 +146,18 @@ class DistillationLoss(nn.Module):
     ) -> Tensor:
         """segments, cu_seqlens: see packed_attention; without them attention is causal over the whole
         row. positions: see target_positions."""
+        if segments is None and self._compiled is None and can_halve(inputs) and can_fuse(self.model):
+            return loss_in_halves(self._summed, tuple(self.model.parameters()), inputs, targets)
+        return self._summed(inputs, targets, segments, positions, cu_seqlens)
 
+    def _summed(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        segments: Tensor | None = None,
+        positions: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> Tensor:
         def mask_for(model: Llama) -> Tensor | None:
             return None if segments is None else packed_attention(model, self.compute, segments, cu_seqlens)
 

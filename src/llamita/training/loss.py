@@ -18,6 +18,7 @@ from llamita.model.llama import Llama
 from llamita.model.sdpa import can_attend_packed
 from llamita.training.fused_bf16 import fused_hidden_states_bf16
 from llamita.training.fused_cpu import can_fuse, fused_hidden_states
+from llamita.training.loss_in_halves import can_halve, loss_in_halves
 
 CHUNK_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 27, "mps": 1 << 24}  # fits a CPU's cache; GPUs want large products
 MIN_TOKENS = 192  # per chunk, because each chunk reads the whole classifier
@@ -191,7 +192,8 @@ class SummedLoss(nn.Module):
 
     compute: the type to compute in; weights are cast to it and stored unchanged. compiled: compile
     the pass with a gradient; evaluations have rows of other lengths and should not wait for the
-    compiler. Without compiling, a network that can_fuse trains through fused_cpu.py.
+    compiler. Without compiling, a network that can_fuse trains through fused_cpu.py, the batch in
+    halves.
     """
 
     def __init__(self, model: Llama, compute: torch.dtype = torch.float32, *, compiled: bool = False) -> None:
@@ -200,6 +202,11 @@ class SummedLoss(nn.Module):
         self._compiled = torch.compile(model.hidden_states, dynamic=False) if compiled else None
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        if self._compiled is None and can_halve(inputs) and can_fuse(self.model):
+            return loss_in_halves(self._summed, tuple(self.model.parameters()), inputs, targets)
+        return self._summed(inputs, targets)
+
+    def _summed(self, inputs: Tensor, targets: Tensor) -> Tensor:
         hidden = self._hidden_states(inputs)
         hidden = hidden.reshape(-1, hidden.shape[-1])
         weight = self.model.output_weight.to(self.compute)
