@@ -591,6 +591,12 @@ class TrainConfig(RunConfig):
             self.preset is not None or len(missing) in (0, len(parts)),
             f"train: a shape of your own also needs {', '.join(missing)} (or --preset as its basis)",
         )
+        if self.from_ is None and self.hidden and self.heads:
+            check(
+                self.hidden % (2 * self.heads) == 0,
+                f"train: --hidden {self.hidden} and --heads {self.heads}: expected heads of the same even size; "
+                f"found {self.hidden / self.heads:g}",
+            )
 
     def _check_generations(self) -> None:
         self._check_positive("generations")

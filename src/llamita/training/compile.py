@@ -29,6 +29,7 @@ from llamita.training.loss import SummedLoss
 from llamita.user_cache import user_cache
 
 NAME = "compile.json"
+PASSES = 2  # part of the key: raised when the passes change, so that what was measured before is not used
 RESULT: Schema = {name: Key("number", required=True, positive=True) for name in ("eager", "compiled")}
 COLD_COMPILE_SECONDS = 30.0  # with an empty compiler cache, and the probe
 WARM_COMPILE_SECONDS = 10.0  # with a filled compiler cache
@@ -165,7 +166,12 @@ def _key(config: TrainConfig, model: Llama, ranks: Ranks) -> str:
     parts: dict[str, Any] = {
         name: environment.get(name) for name in ("llamita", "torch", "processor", "threads", "gpu")
     }
-    parts |= {"model": dataclasses.asdict(model.config), "world_size": ranks.world_size, "device": ranks.device.type}
+    parts |= {
+        "passes": PASSES,
+        "model": dataclasses.asdict(model.config),
+        "world_size": ranks.world_size,
+        "device": ranks.device.type,
+    }
     parts |= {name: getattr(config, name) for name in ("micro_batch_size", "context", "dtype", "dropout")}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 

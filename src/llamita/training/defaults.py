@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from llamita.config import DEFAULT_MINUTES, PRESETS, ModelConfig, TrainConfig
-from llamita.errors import ConfigError, TrainingError
+from llamita.errors import TrainingError
 from llamita.tokenizer import Tokenizer
 from llamita.training.memory import scores_per_token, split_rows, token_bytes, tokens_that_fit
 from llamita.training.optimizer import (
@@ -152,11 +152,6 @@ def fill_shape(config: TrainConfig, device_type: str) -> TrainConfig:
             context=config.context or shape.max_position_embeddings,
         )
     assert config.hidden and config.heads
-    if config.from_ is None and (config.hidden % config.heads or config.hidden // config.heads % 2):
-        raise ConfigError(
-            f"train: --hidden {config.hidden} and --heads {config.heads}: expected heads of the same even size; "
-            f"found {config.hidden / config.heads:g}"
-        )
     return dataclasses.replace(
         config,
         kv_heads=config.kv_heads or config.heads,

@@ -192,19 +192,21 @@ class SummedLoss(nn.Module):
 
     compute: the type to compute in; weights are cast to it and stored unchanged. compiled: compile
     the pass with a gradient; evaluations have rows of other lengths and should not wait for the
-    compiler. Without compiling, a network that can_fuse trains through fused_cpu.py, the batch in
-    halves.
+    compiler. A network that can_fuse trains on batches in halves, and without compiling through
+    fused_cpu.py.
     """
 
     def __init__(self, model: Llama, compute: torch.dtype = torch.float32, *, compiled: bool = False) -> None:
         super().__init__()
         self.model, self.compute = model, compute
         self._compiled = torch.compile(model.hidden_states, dynamic=False) if compiled else None
+        self._must_compile = compiled
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        if self._compiled is None and can_halve(inputs) and can_fuse(self.model):
-            return loss_in_halves(self._summed, tuple(self.model.parameters()), inputs, targets)
-        return self._summed(inputs, targets)
+        if not (can_halve(inputs) and can_fuse(self.model)):
+            return self._summed(inputs, targets)
+        in_turn, self._must_compile = self._must_compile, False
+        return loss_in_halves(self._summed, tuple(self.model.parameters()), inputs, targets, in_turn=in_turn)
 
     def _summed(self, inputs: Tensor, targets: Tensor) -> Tensor:
         hidden = self._hidden_states(inputs)

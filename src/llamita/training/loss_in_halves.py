@@ -7,7 +7,7 @@ for one another after each. The halves of a batch meet only once a pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import torch
@@ -20,13 +20,16 @@ def can_halve(rows: Tensor) -> bool:
     return torch.is_grad_enabled() and rows.device.type == "cpu" and len(rows) > 1 and torch.get_num_threads() > 1
 
 
-def loss_in_halves(loss: Callable[..., Tensor], parameters: Sequence[Tensor], *batch: Tensor) -> Tensor:
+def loss_in_halves(
+    loss: Callable[..., Tensor], parameters: Sequence[Tensor], *batch: Tensor, in_turn: bool = False
+) -> Tensor:
     """The sum of loss(*first half) and loss(*second half), float32 scalars.
 
     batch: tensors [B, ...], B > 1. parameters: all tensors that learn. Where the loss is a sum over
-    rows, only rounding differs from loss(*batch).
+    rows, only rounding differs from loss(*batch). in_turn: one half after the other, where the first
+    to come compiles.
     """
-    total: Tensor = _LossInHalves.apply(loss, batch, *parameters)  # type: ignore[no-untyped-call]
+    total: Tensor = _LossInHalves.apply(loss, batch, in_turn, *parameters)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -34,7 +37,9 @@ class _LossInHalves(torch.autograd.Function):
     """The forward pass computes the gradient too, like _ChunkedCrossEntropy."""
 
     @staticmethod
-    def forward(ctx: Any, loss: Callable[..., Tensor], batch: tuple[Tensor, ...], *parameters: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, loss: Callable[..., Tensor], batch: tuple[Tensor, ...], in_turn: bool, *parameters: Tensor
+    ) -> Tensor:
         middle, threads = (len(batch[0]) + 1) // 2, torch.get_num_threads()
 
         def of_half(rows: slice, num_threads: int) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -46,6 +51,8 @@ class _LossInHalves(torch.autograd.Function):
         try:
             with ThreadPoolExecutor(1) as other:
                 second = other.submit(of_half, slice(middle, None), threads // 2)
+                if in_turn:
+                    wait([second])
                 nats, gradients = of_half(slice(middle), threads - threads // 2)
             second_nats, second_gradients = second.result()
         finally:
@@ -56,4 +63,4 @@ class _LossInHalves(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *torch._foreach_mul(ctx.gradients, outputs[0])
+        return None, None, None, *torch._foreach_mul(ctx.gradients, outputs[0])

@@ -63,7 +63,7 @@ def test_weight_decay_grows_with_epochs() -> None:
 @pytest.mark.parametrize("length", [{}, {"minutes": 1.0}, {"steps": 3}, {"epochs": 1.0}])
 @pytest.mark.parametrize("shape", [{"layers": 1, "hidden": 30, "heads": 4}, {"preset": "3M", "hidden": 30, "heads": 4}])
 def test_heads_of_an_odd_size_are_refused_by_their_options(shape: dict[str, Any], length: dict[str, Any]) -> None:
-    """Before a step of the shape is timed, which does not know the options."""
+    """Before anything is measured."""
     with pytest.raises(ConfigError, match="--hidden 30 and --heads 4: expected heads of the same even size"):
         resolve_plan(
             make_config(**shape, **length), vocab_size=99, lengths=np.full(9, 99), ranks=Ranks(0, 1, CPU), say=print

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -83,9 +85,12 @@ def test_bfloat16_is_close(make_loss: Callable[[Llama, torch.dtype], nn.Module])
 
 def test_a_batch_is_halved_only_where_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr(
-        "llamita.training.loss.loss_in_halves", lambda *arguments: calls.append(1) or loss_in_halves(*arguments)
-    )
+
+    def counted(*arguments: Any, **options: Any) -> Tensor:
+        calls.append(1)
+        return loss_in_halves(*arguments, **options)
+
+    monkeypatch.setattr("llamita.training.loss.loss_in_halves", counted)
     loss = SummedLoss(make_model())
     loss(*some_batch(2))
     assert len(calls) == 1
@@ -96,6 +101,20 @@ def test_a_batch_is_halved_only_where_that_helps(monkeypatch: pytest.MonkeyPatch
     loss(*some_batch(2))
     assert len(calls) == 1
     assert not can_halve(torch.zeros(2, 8, device="meta"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
+def test_compiled_halves() -> None:
+    """The first pass compiles in one thread, the next ones run in both."""
+    loss = SummedLoss(make_model())
+    expected, expected_gradients = loss_and_gradients(loss, 5)
+    compiled = SummedLoss(loss.model, compiled=True)
+    for _ in range(2):
+        nats, gradients = loss_and_gradients(compiled, 5)
+        torch.testing.assert_close(nats, expected)
+        for gradient, other in zip(gradients, expected_gradients, strict=True):
+            torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-5)
 
 
 def test_the_threads_of_both_halves() -> None:
