@@ -43,7 +43,7 @@ TORCH_FREE = (
     "batch_generate", "chat", "server", "synthesize", "formats.tensor_table", "formats.tensor_types",
     "formats.rope_order", "formats.huggingface", "formats.gguf", "formats.gguf_card",
 )  # fmt: skip
-ENVIRONMENT_READERS = ("cli", "training.distributed", "user_cache")
+ENVIRONMENT_READERS = ("cli", "training.distributed", "training.malloc", "user_cache")
 
 
 def module_name(path: Path) -> str:

@@ -102,6 +102,8 @@ def run_task(
             stack.enter_context(lock_run(config.out))
         if ranks.broadcast_from_first(continues)[0]:
             config = continued(config, ranks.world_size)
+            if config.threads is not None:
+                torch.set_num_threads(config.threads)  # start_ranks takes that back
         task = make_task(config, ranks, display.say)
         if started is None:
             started = begun
