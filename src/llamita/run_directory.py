@@ -265,7 +265,7 @@ def continued(config: C, world_size: int) -> C:
     defaults = {field.name: field.default for field in dataclasses.fields(command)}
     given = {name: value for name, default in defaults.items() if (value := getattr(config, name)) != default}
     _check_given(command, run, given, recorded)
-    kept = {*given, *fields_by_resume(command, "may change")} - ({"threads"} - given.keys())
+    kept = {*given, *(name for name in fields_by_resume(command, "may change") if name != "threads")}
     values = {name: value for name, value in recorded.items() if name not in kept}
     own_rows = _read(run)["rows_per_step"] // world_size
     rows, passes = (given.get(name) for name in ROWS)

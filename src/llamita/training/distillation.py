@@ -12,6 +12,8 @@ vocab.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,6 @@ from llamita.console import format_count
 from llamita.errors import TrainingError
 from llamita.model.llama import Llama
 from llamita.tokenizer import Tokenizer, load_tokenizer
-from llamita.training.fused_cpu import can_fuse
 from llamita.training.loss import (
     packed_attention,
     summed_cross_entropy,
@@ -146,27 +147,30 @@ class DistillationLoss(nn.Module):
     ) -> Tensor:
         """segments, cu_seqlens: see packed_attention; without them attention is causal over the whole
         row. positions: see target_positions."""
-        if segments is None and self._compiled is None and can_halve(inputs) and can_fuse(self.model):
+        if segments is not None:
+            mask_for = functools.partial(
+                packed_attention, compute=self.compute, segments=segments, cu_seqlens=cu_seqlens
+            )
+            return self._summed(inputs, targets, positions, mask_for)
+        if self._compiled is None and can_halve(self.model, inputs):
             return loss_in_halves(self._summed, tuple(self.model.parameters()), inputs, targets)
-        return self._summed(inputs, targets, segments, positions, cu_seqlens)
+        return self._summed(inputs, targets, positions)
 
     def _summed(
         self,
         inputs: Tensor,
         targets: Tensor,
-        segments: Tensor | None = None,
         positions: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
+        mask_for: Callable[[Llama], Tensor | None] = lambda model: None,
     ) -> Tensor:
-        def mask_for(model: Llama) -> Tensor | None:
-            return None if segments is None else packed_attention(model, self.compute, segments, cu_seqlens)
-
-        if segments is None and self._compiled is None and torch.is_grad_enabled():
+        """mask_for: the mask of a network's attention, or None for causal attention over the row."""
+        mask = mask_for(self.model)
+        if mask is None and self._compiled is None and torch.is_grad_enabled():
             hidden = training_hidden_states(self.model, inputs, self.compute)
         else:
             compiled = self._compiled if torch.is_grad_enabled() else None
             hidden_states = self.model.hidden_states if compiled is None else compiled
-            hidden = hidden_states(inputs, mask=mask_for(self.model), compute=self.compute)
+            hidden = hidden_states(inputs, mask=mask, compute=self.compute)
         positions = target_positions(targets, positions)
         weight = self.model.output_weight.to(self.compute)
         hidden, targets = hidden.flatten(0, 1).index_select(0, positions), targets.flatten()[positions]

@@ -127,12 +127,11 @@ def start_ranks(device: str, threads: int | None) -> Iterator[Ranks]:
             backend, store=_fresh_store(rank, world_size), rank=rank, world_size=world_size,
             device_id=chosen if chosen.type == "cuda" else None,
         )  # fmt: skip
-    memory = keeping_freed_memory() if chosen.type == "cpu" else contextlib.nullcontext()
     try:
         restarts = torch.tensor(_environment_int("TORCHELASTIC_RESTART_COUNT", 0))
         if world_size > 1:  # a machine that was started again counts from 0
             dist.all_reduce(restarts, op=dist.ReduceOp.MAX)
-        with memory:
+        with keeping_freed_memory() if chosen.type == "cpu" else contextlib.nullcontext():
             yield Ranks(rank, world_size, chosen, _launch(), int(restarts))
     finally:
         torch.set_flush_denormal(False)  # leave the process as it was

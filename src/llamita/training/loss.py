@@ -203,7 +203,7 @@ class SummedLoss(nn.Module):
         self._must_compile = compiled
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        if not (can_halve(inputs) and can_fuse(self.model)):
+        if not can_halve(self.model, inputs):
             return self._summed(inputs, targets)
         in_turn, self._must_compile = self._must_compile, False
         return loss_in_halves(self._summed, tuple(self.model.parameters()), inputs, targets, in_turn=in_turn)

@@ -13,11 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llamita.model.llama import Llama
+from llamita.training.fused_cpu import can_fuse
 
-def can_halve(rows: Tensor) -> bool:
+
+def can_halve(model: Llama, rows: Tensor) -> bool:
     """Whether a pass over a batch of rows [B, ...] can be computed in two halves: with a gradient, on
-    a CPU, with threads for both."""
-    return torch.is_grad_enabled() and rows.device.type == "cpu" and len(rows) > 1 and torch.get_num_threads() > 1
+    a CPU, with threads for both, of a network that can_fuse."""
+    if not torch.is_grad_enabled() or torch.get_num_threads() == 1:
+        return False
+    return rows.device.type == "cpu" and len(rows) > 1 and can_fuse(model)
 
 
 def loss_in_halves(

@@ -100,7 +100,7 @@ def test_a_batch_is_halved_only_where_that_helps(monkeypatch: pytest.MonkeyPatch
     torch.set_num_threads(1)
     loss(*some_batch(2))
     assert len(calls) == 1
-    assert not can_halve(torch.zeros(2, 8, device="meta"))
+    assert not can_halve(loss.model, torch.zeros(2, 8, device="meta"))
 
 
 @pytest.mark.slow
