@@ -26,6 +26,7 @@ SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 LOCK = "run.lock"  # held by the process that trains
 ROWS = ("micro_batch_size", "grad_accum_steps")  # compared as rows per step
+SAYS_NOTHING = (None, "", ())  # as an option of a resumed run that Python code starts
 PATHS = (
     "data",
     "replay_data",
@@ -256,16 +257,17 @@ def options_to_continue(command: type[RunConfig], given: Mapping[str, Any]) -> d
 def continued(config: C, world_size: int) -> C:
     """The configuration with the options of the run in config.out, as --resume continues it.
 
-    Options that differ from their defaults stay, and so do those that may change. The threads are
-    the run's, because the bits of a step depend on them. A step keeps its rows: without
-    --micro-batch-size they are divided among the processes.
+    Options that differ from their defaults stay, and so do those that may change, unless they are
+    among SAYS_NOTHING. A step keeps its rows: without --micro-batch-size they are divided among the
+    processes.
     """
     command, run = type(config), config.out
     recorded = recorded_options(command, run)
     defaults = {field.name: field.default for field in dataclasses.fields(command)}
     given = {name: value for name, default in defaults.items() if (value := getattr(config, name)) != default}
     _check_given(command, run, given, recorded)
-    kept = {*given, *(name for name in fields_by_resume(command, "may change") if name != "threads")}
+    may_change = fields_by_resume(command, "may change")
+    kept = {*given, *(name for name in may_change if getattr(config, name) not in SAYS_NOTHING)}
     values = {name: value for name, value in recorded.items() if name not in kept}
     own_rows = _read(run)["rows_per_step"] // world_size
     rows, passes = (given.get(name) for name in ROWS)

@@ -17,6 +17,7 @@ from llamita.errors import CheckpointError, ConfigError, OutputError
 from llamita.run_directory import (
     PATHS,
     check_same_run,
+    continued,
     describe_run,
     lock_run,
     open_run,
@@ -83,6 +84,18 @@ def test_what_a_resumed_run_may_not_change_is_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             check_same_run(config, before, now)
+
+
+def test_what_python_code_does_not_say_is_as_the_run_had_it(tmp_path: Path) -> None:
+    said = {"name": "Tales", "license": "mit", "language": ("en", "zh"), "prompt": "Once", "threads": 1}
+    config = dataclasses.replace(make_config(steps=3, seed=5, save_minutes=9.0, **said), out=tmp_path / "run")
+    open_run(config, describe_run(config, TINY, 8, {"tokens": 5}))
+    resumed = make_config(resume=True)
+    found = continued(dataclasses.replace(resumed, out=config.out), 1)
+    assert {name: getattr(found, name) for name in said} == said
+    assert (found.steps, found.seed, found.save_minutes) == (3, 5, resumed.save_minutes)
+    found = continued(dataclasses.replace(resumed, out=config.out, name="Stories", threads=2), 1)
+    assert (found.name, found.threads, found.license) == ("Stories", 2, "mit")
 
 
 @pytest.mark.parametrize(
