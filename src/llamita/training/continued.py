@@ -77,11 +77,8 @@ def old_stores(config: TrainConfig, base: Base) -> tuple[str, ...]:
     """The token stores with old text: as given, else those of the run; () if these are gone and nothing
     is to be replayed. Raises ConfigError, StoreError."""
     run = config.from_
-    if config.replay_data:
+    if config.replay_data or config.resume:
         return config.replay_data
-    if config.resume:
-        recorded: tuple[str, ...] = recorded_options(TrainConfig, config.out)["replay_data"]
-        return recorded
     if not base.stores:
         if config.replay != 0:
             raise ConfigError(
