@@ -5,8 +5,8 @@ set -eu
 out=${1:-runs/stories}
 minutes=${2:-10}
 
-# 1. Text to a tokenizer of 4,096 tokens and a token store. Downloads the data on first use.
-[ -d "$out/tokens" ] || llamita prepare tinystories --vocab-size 4096 --out "$out/tokens"
+# 1. Text to a tokenizer and a token store. Downloads the data on first use.
+[ -d "$out/tokens" ] || llamita prepare tinystories --out "$out/tokens"
 
 # 2. See what the minutes will be spent on, then spend them. Ctrl-C saves; run this script again to
 #    continue.
