@@ -4,9 +4,11 @@ AdamW.
     python benchmarks/training_speed.py --only '6/288*' --rounds 5
     python benchmarks/training_speed.py --peer 'python train.py --data {data} --seconds {seconds}' --data STORE
 
-Both train on the same random ids in float32: 16 rows of 256; loss, backward, clip to 1, step. Ours
-is one step of `llamita train --optimizer adamw`, optionally compiled. "Of sgemm" is the share of
-the FLOP/s that torch.mm reaches at the shape's own matrix sizes, measured in the same rounds.
+Both train on the same random ids: 16 rows of 256; loss, backward, clip to 1, step. Ours is one step
+of `llamita train --optimizer adamw`, optionally compiled; like the command, it keeps freed memory.
+With --dtype bfloat16 the loop over transformers runs under torch.autocast. "Of torch.mm" is the
+share of the FLOP/s that torch.mm reaches in that type at the shape's own matrix sizes, measured in
+the same rounds.
 
 --peer is the command of another trainer, which trains for {seconds} on {data} and prints tokens/s;
 the last match of --pattern counts. {layers} {hidden} {heads} {kv_heads} {ffn} {vocab} {context}
@@ -16,6 +18,7 @@ the last match of --pattern counts. {layers} {hidden} {heads} {kv_heads} {ffn} {
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import os
 import re
@@ -36,11 +39,13 @@ from llamita.config import ModelConfig, TrainConfig
 from llamita.model.llama import Llama
 from llamita.training.flops import flops_per_token
 from llamita.training.loss import SummedLoss
+from llamita.training.malloc import keeping_freed_memory
 from llamita.training.optimizer import build_optimizer
 
 CONTEXT, ROWS, NUM_BATCHES = 256, 16, 4
 TOKENS = CONTEXT * ROWS
-OURS, COMPILED, EAGER, SGEMM, PEER = "ours", "ours --compile", "eager transformers", "sgemm", "peer"
+OURS, COMPILED, EAGER, PRODUCTS, PEER = "ours", "ours --compile", "eager transformers", "torch.mm", "peer"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHAPES = {  # layers, hidden, heads, kv heads, ffn, vocabulary: llama2.c's
     "5/128 V4096": (5, 128, 8, 4, 352, 4096),
     "6/288 V4096": (6, 288, 6, 6, 768, 4096),
@@ -63,10 +68,10 @@ def random_batches(vocab_size: int) -> list[Tensor]:
     return [torch.randint(0, vocab_size, (ROWS, CONTEXT + 1), generator=generator) for _ in range(NUM_BATCHES)]
 
 
-def our_step(config: ModelConfig, batches: list[Tensor], *, compiled: bool) -> Step:
+def our_step(config: ModelConfig, batches: list[Tensor], dtype: torch.dtype, *, compiled: bool) -> Step:
     """One optimizer step, as the trainer takes it."""
     model = Llama(config).initialize(torch.Generator().manual_seed(0))
-    loss = SummedLoss(model, compiled=compiled)
+    loss = SummedLoss(model, dtype, compiled=compiled)
     settings = TrainConfig(data=Path("data"), out=Path("run"), optimizer="adamw", learning_rate=1e-3, beta2=0.99,
                            weight_decay=0.1)  # fmt: skip
     optimizer, done = build_optimizer(model, settings), iter(range(1 << 62))
@@ -83,7 +88,7 @@ def our_step(config: ModelConfig, batches: list[Tensor], *, compiled: bool) -> S
     return step
 
 
-def eager_step(config: ModelConfig, batches: list[Tensor]) -> Step:
+def eager_step(config: ModelConfig, batches: list[Tensor], dtype: torch.dtype) -> Step:
     """The usual hand-written loop."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -97,7 +102,8 @@ def eager_step(config: ModelConfig, batches: list[Tensor]) -> Step:
 
     def step() -> float:
         ids = batches[next(done) % len(batches)][:, :-1]
-        loss = model(input_ids=ids, labels=ids).loss
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -107,13 +113,16 @@ def eager_step(config: ModelConfig, batches: list[Tensor]) -> Step:
     return step
 
 
-def sgemm_step(config: ModelConfig) -> tuple[Step, float]:
+def products_step(config: ModelConfig, dtype: torch.dtype) -> tuple[Step, float]:
     """The forward matrix products of one layer and the classifier, and their FLOPs."""
     hidden, ffn, kv_size = config.hidden_size, config.intermediate_size, config.num_key_value_heads * config.head_dim
     sizes = [(hidden, hidden)] * 2 + [(hidden, kv_size)] * 2 + [(hidden, ffn)] * 2 + [(ffn, hidden)]
     sizes.append((hidden, config.vocab_size))
-    inputs = {size: torch.randn(TOKENS, size) for size in {hidden, ffn}}
-    weights = [(inputs[rows], torch.randn(rows, columns), torch.empty(TOKENS, columns)) for rows, columns in sizes]
+    inputs = {size: torch.randn(TOKENS, size).to(dtype) for size in {hidden, ffn}}
+    weights = [
+        (inputs[rows], torch.randn(rows, columns).to(dtype), torch.empty(TOKENS, columns, dtype=dtype))
+        for rows, columns in sizes
+    ]
 
     def step() -> None:
         for left, right, out in weights:
@@ -138,16 +147,16 @@ def peer_seconds(template: str, pattern: str, values: dict[str, Any]) -> float:
 
 def measure(shape: str, flags: argparse.Namespace) -> Costs:
     config = model_config(SHAPES[shape])
-    batches = random_batches(config.vocab_size)
+    batches, dtype = random_batches(config.vocab_size), DTYPES[flags.dtype]
     steps_of: list[tuple[str, Step]] = [
-        (EAGER, eager_step(config, batches)),
-        (OURS, our_step(config, batches, compiled=False)),
+        (EAGER, eager_step(config, batches, dtype)),
+        (OURS, our_step(config, batches, dtype, compiled=False)),
     ]
     if flags.compile:
-        steps_of.append((COMPILED, our_step(config, batches, compiled=True)))
-    steps_of.append((SGEMM, sgemm_step(config)[0]))
+        steps_of.append((COMPILED, our_step(config, batches, dtype, compiled=True)))
+    steps_of.append((PRODUCTS, products_step(config, dtype)[0]))
     steps = 1 if flags.quick else flags.steps
-    timed = [Side(name, "", _timed(step, steps)) for name, step in steps_of]
+    timed = [Side(name, "", _timed(step, steps, keeps_memory=name in (OURS, COMPILED))) for name, step in steps_of]
     if flags.peer:
         keys = ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab")
         values = {**dict(zip(keys, SHAPES[shape], strict=True)), "context": CONTEXT, "batch": ROWS,
@@ -156,34 +165,36 @@ def measure(shape: str, flags: argparse.Namespace) -> Costs:
     return interleave(timed, 2 if flags.quick else flags.rounds, lambda text: print(f"  {shape}: {text}"))
 
 
-def _timed(step: Step, steps: int) -> Callable[[], float]:
-    """Mean seconds per step."""
+def _timed(step: Step, steps: int, *, keeps_memory: bool) -> Callable[[], float]:
+    """Mean seconds per step, after one that is not counted."""
 
     def cost() -> float:
-        start = time.perf_counter()
-        for _ in range(steps):
+        with keeping_freed_memory() if keeps_memory else contextlib.nullcontext():
             step()
-        return (time.perf_counter() - start) / steps
+            start = time.perf_counter()
+            for _ in range(steps):
+                step()
+            return (time.perf_counter() - start) / steps
 
     return cost
 
 
-def report(name: str, costs: Costs, rounds: int) -> list[list[str]]:
+def report(name: str, costs: Costs, rounds: int, dtype: str) -> list[list[str]]:
     """Prints the lines of a shape and returns its rows for results/*.csv."""
     config = model_config(SHAPES[name])
     seconds = {group: statistics.median(settings[""]) for group, settings in costs.items()}
-    sgemm = sgemm_step(config)[1] / seconds[SGEMM]
-    speeds = {group: TOKENS / seconds[group] for group in seconds if group != SGEMM}
+    reached = products_step(config, DTYPES[dtype])[1] / seconds[PRODUCTS]  # FLOP/s
+    speeds = {group: TOKENS / seconds[group] for group in seconds if group != PRODUCTS}
     rows = []
     for group, speed in speeds.items():
         values = [TOKENS / cost for cost in costs[group][""]]
         spread, ratio = f"{min(values):.0f}-{max(values):.0f}", speed / speeds[EAGER]
-        share = speed * flops_per_token(config, CONTEXT) / sgemm
-        print(f"{name:14} {group:20} {speed:7.0f} tok/s ({spread})  {ratio:.2f}x eager  {share:.0%} of sgemm "
-              f"({sgemm * 1e-9:.0f} GFLOP/s)", flush=True)  # fmt: skip
+        share = speed * flops_per_token(config, CONTEXT) / reached
+        print(f"{name:14} {group:20} {speed:7.0f} tok/s ({spread})  {ratio:.2f}x eager  {share:.0%} of torch.mm "
+              f"({reached * 1e-9:.0f} GFLOP/s)", flush=True)  # fmt: skip
         if group != EAGER:
             other = (PEER, "") if group == PEER else (EAGER, f"{speeds[EAGER]:.0f}")
-            what = f"train {name}, {group}, {share:.0%} of sgemm"
+            what = f"train {name}, {dtype}, {group}, {share:.0%} of torch.mm"
             rows.append([what, f"{speed:.0f}", "tok/s", *other, f"{ratio:.3f}", str(rounds), spread])
     return rows
 
@@ -194,6 +205,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="per measurement")
     parser.add_argument("--quick", action="store_true", help="2 rounds of one step, not recorded")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
     parser.add_argument("--compile", action="store_true", help="also measure ours compiled: a minute more per shape")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--peer", metavar="COMMAND", help="another trainer; see above")
@@ -208,7 +220,7 @@ def main() -> int:
     load = os.getloadavg()[0]
     print(f"{flags.threads} threads, torch {torch.__version__}, load {load:.1f}")
     for name in names:
-        rows = report(name, measure(name, flags), 2 if flags.quick else flags.rounds)
+        rows = report(name, measure(name, flags), 2 if flags.quick else flags.rounds, flags.dtype)
         if not flags.quick:
             append_rows(results_path(), "training_speed.py", rows)
     return 0
