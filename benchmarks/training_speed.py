@@ -37,6 +37,7 @@ from torch import Tensor
 
 from llamita.config import ModelConfig, TrainConfig
 from llamita.model.llama import Llama
+from llamita.training.distributed import compute_type
 from llamita.training.flops import flops_per_token
 from llamita.training.loss import SummedLoss
 from llamita.training.malloc import keeping_freed_memory
@@ -45,7 +46,6 @@ from llamita.training.optimizer import build_optimizer
 CONTEXT, ROWS, NUM_BATCHES = 256, 16, 4
 TOKENS = CONTEXT * ROWS
 OURS, COMPILED, EAGER, PRODUCTS, PEER = "ours", "ours --compile", "eager transformers", "torch.mm", "peer"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHAPES = {  # layers, hidden, heads, kv heads, ffn, vocabulary: llama2.c's
     "5/128 V4096": (5, 128, 8, 4, 352, 4096),
     "6/288 V4096": (6, 288, 6, 6, 768, 4096),
@@ -113,12 +113,17 @@ def eager_step(config: ModelConfig, batches: list[Tensor], dtype: torch.dtype) -
     return step
 
 
-def products_step(config: ModelConfig, dtype: torch.dtype) -> tuple[Step, float]:
-    """The forward matrix products of one layer and the classifier, and their FLOPs."""
+def product_sizes(config: ModelConfig) -> list[tuple[int, int]]:
+    """The weights [rows, columns] of one layer and the classifier."""
     hidden, ffn, kv_size = config.hidden_size, config.intermediate_size, config.num_key_value_heads * config.head_dim
-    sizes = [(hidden, hidden)] * 2 + [(hidden, kv_size)] * 2 + [(hidden, ffn)] * 2 + [(ffn, hidden)]
-    sizes.append((hidden, config.vocab_size))
-    inputs = {size: torch.randn(TOKENS, size).to(dtype) for size in {hidden, ffn}}
+    layer = [(hidden, hidden)] * 2 + [(hidden, kv_size)] * 2 + [(hidden, ffn)] * 2 + [(ffn, hidden)]
+    return [*layer, (hidden, config.vocab_size)]
+
+
+def products_step(config: ModelConfig, dtype: torch.dtype) -> Step:
+    """The forward matrix products of product_sizes."""
+    sizes = product_sizes(config)
+    inputs = {rows: torch.randn(TOKENS, rows).to(dtype) for rows, _ in set(sizes)}
     weights = [
         (inputs[rows], torch.randn(rows, columns).to(dtype), torch.empty(TOKENS, columns, dtype=dtype))
         for rows, columns in sizes
@@ -128,7 +133,7 @@ def products_step(config: ModelConfig, dtype: torch.dtype) -> tuple[Step, float]
         for left, right, out in weights:
             torch.mm(left, right, out=out)
 
-    return step, sum(2.0 * TOKENS * rows * columns for rows, columns in sizes)
+    return step
 
 
 def peer_seconds(template: str, pattern: str, values: dict[str, Any]) -> float:
@@ -147,14 +152,14 @@ def peer_seconds(template: str, pattern: str, values: dict[str, Any]) -> float:
 
 def measure(shape: str, flags: argparse.Namespace) -> Costs:
     config = model_config(SHAPES[shape])
-    batches, dtype = random_batches(config.vocab_size), DTYPES[flags.dtype]
+    batches, dtype = random_batches(config.vocab_size), compute_type(flags.dtype)
     steps_of: list[tuple[str, Step]] = [
         (EAGER, eager_step(config, batches, dtype)),
         (OURS, our_step(config, batches, dtype, compiled=False)),
     ]
     if flags.compile:
         steps_of.append((COMPILED, our_step(config, batches, dtype, compiled=True)))
-    steps_of.append((PRODUCTS, products_step(config, dtype)[0]))
+    steps_of.append((PRODUCTS, products_step(config, dtype)))
     steps = 1 if flags.quick else flags.steps
     timed = [Side(name, "", _timed(step, steps, keeps_memory=name in (OURS, COMPILED))) for name, step in steps_of]
     if flags.peer:
@@ -183,7 +188,8 @@ def report(name: str, costs: Costs, rounds: int, dtype: str) -> list[list[str]]:
     """Prints the lines of a shape and returns its rows for results/*.csv."""
     config = model_config(SHAPES[name])
     seconds = {group: statistics.median(settings[""]) for group, settings in costs.items()}
-    reached = products_step(config, DTYPES[dtype])[1] / seconds[PRODUCTS]  # FLOP/s
+    flops = sum(2.0 * TOKENS * rows * columns for rows, columns in product_sizes(config))
+    reached = flops / seconds[PRODUCTS]  # FLOP/s
     speeds = {group: TOKENS / seconds[group] for group in seconds if group != PRODUCTS}
     rows = []
     for group, speed in speeds.items():
@@ -205,7 +211,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="per measurement")
     parser.add_argument("--quick", action="store_true", help="2 rounds of one step, not recorded")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--compile", action="store_true", help="also measure ours compiled: a minute more per shape")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--peer", metavar="COMMAND", help="another trainer; see above")

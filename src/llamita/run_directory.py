@@ -26,7 +26,7 @@ SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 LOCK = "run.lock"  # held by the process that trains
 ROWS = ("micro_batch_size", "grad_accum_steps")  # compared as rows per step
-SAYS_NOTHING = (None, "", ())  # as an option of a resumed run that Python code starts
+SAYS_NOTHING = (None, "", ())  # values with which Python code leaves an option as the resumed run has it
 PATHS = (
     "data",
     "replay_data",

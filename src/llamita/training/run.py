@@ -80,9 +80,9 @@ def run_task(
     """Train make_task(config, ranks, say), where say prints a line; continue config.out if
     config.resume.
 
-    A continued run gets the options of run.json wherever the configuration has a default; a larger
-    limit trains it longer. started: time.monotonic() when the command began, for --minutes; a new
-    run whose minutes are over before it has begun is refused. Without it the minutes begin now.
+    A continued run gets options from run.json (run_directory.continued); a larger limit trains it
+    longer. started: time.monotonic() when the command began, for --minutes; a new run whose minutes
+    are over before it has begun is refused. Without it the minutes begin now.
     reserved_seconds: the part of --minutes that the caller needs after a run that saw its text
     repeatedly. SIGINT and SIGTERM save a checkpoint and return with `interrupted`. A finished run
     is not changed. Raises what make_task raises, ConfigError, TrainingError, CheckpointError, OutputError.
