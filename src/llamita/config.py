@@ -557,8 +557,8 @@ class TrainConfig(RunConfig):
     that is read many times is not learned by heart. Default: by the number of times, 0 up to four."""
     generations: Annotated[int | None, Option(group="distillation")] = None
     """Models that are trained one after the other in the time of the run; each learns from the best one
-    before it. Little text is learned better so. Default: with --minutes, as many as get 7 epochs each,
-    at most 3; else 1."""
+    before it. Little text is learned better so. Default: with --minutes, 2 where each gets 3 epochs, 3
+    where each gets 7; else 1."""
     from_: Annotated[Path | None, Option("RUN", group="going on", name="from", resume="may change")] = None
     """Go on with the model of this finished run, or of a checkpoint, on new documents: STORE needs the
     same tokenizer. Shape, step and optimizer are the run's; the peak learning rates are a quarter of

@@ -65,8 +65,8 @@ def test_generations_share_the_time_so_that_all_have_the_same_steps() -> None:
 
 
 def test_more_epochs_are_for_more_generations() -> None:
-    counts = [generations_for(epochs) for epochs in (0.5, 7, 16, 17, 25, 26, 1000)]
-    assert counts == [1, 1, 1, 2, 2, 3, 3]
+    counts = [generations_for(epochs) for epochs in (0.5, 7, 7.1, 16, 25, 26, 1000)]
+    assert counts == [1, 1, 2, 2, 2, 3, 3]
 
 
 @pytest.mark.parametrize("limit", [{"steps": 60}, {"epochs": 6.0}, {"minutes": 10}])
