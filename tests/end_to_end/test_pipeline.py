@@ -140,8 +140,10 @@ def test_chinese_text_goes_through_and_no_character_is_broken(
 # ---------------------------------------------------------------- the demo
 
 
-def test_demo_prints_a_story_and_can_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "demo"
+def test_demo_runs_again_and_replaces_its_own_stories_and_nobody_elses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "my demo"
     for again in (False, True):
         call("demo", "--minutes", 0.01, "--num-stories", 400, "--out", out)
         output = capsys.readouterr()
@@ -149,15 +151,9 @@ def test_demo_prints_a_story_and_can_run_again(tmp_path: Path, capsys: pytest.Ca
         assert ("starting over" in output.err) == again
         assert ("made earlier" in output.err) == again
         assert (out / "stories.gguf").read_bytes()[:4] == b"GGUF"
-        assert f"run {out / 'stories.gguf'} -i" in output.err
-
-
-def test_a_demo_replaces_its_own_stories_and_nobody_elses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "my demo"
-    call("demo", "--minutes", 0.01, "--num-stories", 400, "--out", out)
+        assert f"run '{out / 'stories.gguf'}' -i" in output.err
     call("demo", "--minutes", 0.01, "--num-stories", 300, "--out", out)
-    output = capsys.readouterr()
-    assert "300 stories (made in" in output.err and f"run '{out / 'stories.gguf'}' -i" in output.err
+    assert "300 stories (made in" in capsys.readouterr().err
     (tmp_path / "my.txt").write_text("\n".join(f"Once there were {i} llamas, and {i * i} alpacas." for i in range(999)))
     call("prepare", tmp_path / "my.txt", "--split-on", "lines", "--out", out / "tokens", "--overwrite")
     capsys.readouterr()
