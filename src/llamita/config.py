@@ -350,6 +350,7 @@ class PrepareConfig:
 
 
 DEFAULT_MINUTES = 10.0  # of train, plan and new
+FRACTIONS = ("warmup_fraction", "decay_fraction", "final_lr_fraction", "averaged_fraction")  # from 0 to 1
 MAX_VALUES: dict[str, float] = {  # of the flags of runs
     "minutes": 1e6, "steps": 10**9, "epochs": 1e6, "context": 2**20, "micro_batch_size": 2**16,
     "grad_accum_steps": 2**16, "learning_rate": 1e3, "embedding_lr": 1e3, "weight_decay": 1e3, "grad_clip": 1e9,
@@ -406,8 +407,11 @@ class RunConfig:
     """Share of the run in which the learning rate rises."""
     decay_fraction: Annotated[float, Option("SHARE", group="optimization")] = 0.65
     """Share of the run in which wsd lowers the learning rate."""
-    final_lr_fraction: Annotated[float, Option("SHARE", group="optimization")] = 0.0
-    """Learning rate at the end, as a share of the peak."""
+    final_lr_fraction: Annotated[float | None, Option("SHARE", group="optimization")] = None
+    """Learning rate at the end, as a share of the peak. Default: 0; where weights are averaged 0.3."""
+    averaged_fraction: Annotated[float | None, Option("SHARE", group="optimization")] = None
+    """Share of the run, at its end, whose weights are averaged; the average is the result. Default: 0;
+    in pretraining 0.3 for text that is read more than four times."""
     weight_decay: Annotated[float | None, Option(group="optimization")] = None
     """Weight decay of matrices; embeddings and norms have none. Default: 0.1, more if a text is
     read many times."""
@@ -481,12 +485,10 @@ class RunConfig:
             "minutes", "steps", "epochs", "context", "micro_batch_size", "grad_accum_steps",
             "learning_rate", "embedding_lr", "eval_interval", "save_minutes", "log_interval", "threads",
         )  # fmt: skip
-        for name in ("dropout", "warmup_fraction", "decay_fraction", "final_lr_fraction", "beta1", "beta2"):
+        for name in (*FRACTIONS, "dropout", "beta1", "beta2"):
             value = getattr(self, name)
             check(
-                value is None
-                or 0.0 <= value < 1.0
-                or (value == 1.0 and name in ("warmup_fraction", "decay_fraction", "final_lr_fraction")),
+                value is None or 0.0 <= value < 1.0 or (value == 1.0 and name in FRACTIONS),
                 f"{self.command}: {flag(name)}: expected a share between 0 and 1, found {value}",
             )
         check(

@@ -22,6 +22,7 @@ from llamita.training.optimizer import (
 
 MIN_DECAY, MAX_DECAY, DECAY_EPOCHS = 0.1, 1.0, 30.0  # weight decay; DECAY_EPOCHS epochs add 1
 FREE_EPOCHS, NOISE_EPOCHS, MAX_NOISE = 4.0, 40.0, 0.2  # token noise; NOISE_EPOCHS epochs after the free ones add 1
+AVERAGED_FRACTION = 0.3  # of a run with more than the free epochs
 TOKENS_PER_PASS = {"cpu": 2048, "cuda": 65536, "mps": 8192}  # on a GPU: its tokens of a step
 TYPICAL_VOCAB_SIZE = 32_000  # to estimate the memory of the weights
 
@@ -106,13 +107,21 @@ def row_token_bytes(config: TrainConfig, device: torch.device) -> int:
 
 
 def regularize(config: TrainConfig, epochs: float) -> TrainConfig:
-    """The configuration with the weight decay and the token noise for this many epochs of one model, if
-    none is given."""
+    """The configuration with the weight decay, the token noise and the averaged end for this many epochs
+    of one model, if none is given."""
+    averaged = averaged_for(epochs) if config.qat is None and not config.resume else 0.0  # a run from before has none
     return dataclasses.replace(
         config,
+        averaged_fraction=averaged if config.averaged_fraction is None else config.averaged_fraction,
         weight_decay=decay_for(epochs) if config.weight_decay is None else config.weight_decay,
         token_noise=noise_for(epochs) if config.token_noise is None else config.token_noise,
     )
+
+
+def averaged_for(epochs: float) -> float:
+    """The share of the run whose weights are averaged, by epochs: none up to four
+    (docs/experiments.md)."""
+    return AVERAGED_FRACTION if epochs > FREE_EPOCHS else 0.0
 
 
 def noise_for(epochs: float) -> float:

@@ -19,6 +19,8 @@ from llamita.training.distributed_muon import MatrixFunction, distribute_replica
 
 HALF_LIFE_TOKENS = 500_000  # of the average of squared gradients
 MUON_RATE, MUON_MOMENTUM, ROW_BETA2 = 0.02, 0.9, 0.95
+AVERAGE = "average"  # in any optimizer's state: the mean of the weights after the last steps
+AVERAGED_FINAL_RATE = 0.3  # of the peak: with a rate that falls to 0, averaging gains less (docs/experiments.md)
 EPSILON = 1e-8  # added to the sizes of rows
 ROW_SQUARES = "row_squares"  # Muon's state: the running mean of the squared norm of each row
 FULL_STEP_TOKENS = 2048
@@ -208,6 +210,30 @@ class Optimizers:
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
+    @torch.no_grad()
+    def average(self, share: float) -> None:
+        """Move the average of each parameter towards it by this share; 1 begins an average (stochastic
+        weight averaging, Izmailov et al. 2018, arXiv 1803.05407)."""
+        for part, parameter in self._trained():
+            if share == 1:
+                part.state[parameter][AVERAGE] = parameter.detach().clone()
+            else:
+                local_tensor(part.state[parameter][AVERAGE]).lerp_(local_tensor(parameter.detach()), share)
+
+    @torch.no_grad()
+    def swap_averages(self) -> None:
+        """Exchange each parameter and its average."""
+        for part, parameter in self._trained():
+            weights, average = local_tensor(parameter.detach()), local_tensor(part.state[parameter][AVERAGE])
+            before = weights.clone()
+            weights.copy_(average)
+            average.copy_(before)
+
+    def _trained(self) -> Iterator[tuple[torch.optim.Optimizer, nn.Parameter]]:
+        for part in self.parts:
+            for group in part.param_groups:
+                yield from ((part, parameter) for parameter in group["params"])
+
     def clear(self) -> None:
         """Drop all gradients and all optimizer state."""
         self.zero_grad()
@@ -276,13 +302,17 @@ def optimizer_tensors(optimizers: Optimizers, model: nn.Module) -> dict[str, Ten
     }
 
 
-def restore_optimizer(optimizers: Optimizers, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Restore the tensors of optimizer_tensors. Raises CheckpointError if they are another
-    network's."""
+def restore_optimizer(
+    optimizers: Optimizers, model: nn.Module, tensors: Mapping[str, Tensor], *, is_averaged: bool = False
+) -> None:
+    """Restore the tensors of optimizer_tensors; is_averaged: averages too. Raises CheckpointError if
+    they are another network's."""
     parameters = _trained(model)
     states = {name: optimizers.state(parameter) for name, parameter in parameters.items()}
     for full_name, value in tensors.items():
         key, _, name = full_name.partition("/")
+        if key == AVERAGE and not is_averaged:
+            continue
         if name not in parameters:
             raise CheckpointError(f"cannot resume: optimizer state has an unknown tensor {key}/{name}")
         parameter = parameters[name]
@@ -294,5 +324,7 @@ def restore_optimizer(optimizers: Optimizers, model: nn.Module, tensors: Mapping
             )
         states[name][key] = value.to(parameter.device, copy=True)
     missing = [name for name, state in states.items() if tensors and not state]
+    if is_averaged:
+        missing += [f"{AVERAGE}/{name}" for name, state in states.items() if AVERAGE not in state]
     if missing:
         raise CheckpointError(f"cannot resume: optimizer state lacks {missing[0]}")

@@ -618,6 +618,8 @@ def describe_plan(plan: Plan) -> tuple[Rows, Rows]:
         ("token noise", f"{config.token_noise:.2g}", "0; word dropout for many epochs"),
         ("schedule", f"{config.schedule}, decay over the last {100 * config.decay_fraction:.0f} %",
          "cosine to 10 % (llama2.c)"),
+        ("averaged weights", f"{100 * (config.averaged_fraction or 0):.0f} % of the run", "0; the last 30 % for many "
+         "epochs"),
         ("compile", "auto: measured at the start, on if it pays" if config.compile == "auto" else config.compile,
          "costs half a minute; pays in long runs"),
     ]  # fmt: skip
@@ -655,7 +657,8 @@ def plan_values(plan: Plan) -> dict[str, Any]:
     """A plan as JSON."""
     config = plan.filled
     names = ("layers", "hidden", "heads", "kv_heads", "ffn", "context", "micro_batch_size", "grad_accum_steps", "dtype",
-             "learning_rate", "embedding_lr", "weight_decay", "token_noise", "generations")  # fmt: skip
+             "learning_rate", "embedding_lr", "weight_decay", "token_noise", "averaged_fraction",
+             "generations")  # fmt: skip
     return {
         "minutes": config.minutes, "device": plan.device, "vocab_size": plan.vocab_size,
         "config": {name: getattr(config, name) for name in names},

@@ -31,7 +31,7 @@ from llamita.run_directory import json_values, mark_best
 from llamita.training.activation_checkpointing import checkpoint_activations
 from llamita.training.budget import Budget, Progress
 from llamita.training.checkpointer import Checkpointer
-from llamita.training.distributed import Ranks, compute_type, full_tensor
+from llamita.training.distributed import Ranks, compute_type, full_tensor, reshard_all
 from llamita.training.divergence import (
     DivergenceError,
     check_gradient,
@@ -42,7 +42,7 @@ from llamita.training.divergence import (
 from llamita.training.flops import peak_flops
 from llamita.training.generations import stretch_of
 from llamita.training.metrics_log import MetricsLog
-from llamita.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
+from llamita.training.optimizer import AVERAGED_FINAL_RATE, build_optimizer, optimizer_tensors, restore_optimizer
 from llamita.training.prefetch import StepStream
 from llamita.training.progress import TrainingDisplay
 from llamita.training.schedule import Schedule
@@ -95,9 +95,11 @@ class Trainer:
         self.rounding = None if config.qat is None else WeightRounding(self.model, task.model_config, config.qat)
         self.optimizer = build_optimizer(self.model, config, ranks)
         self.checkpointer = Checkpointer(ranks, sharded=self.sharded)
-        self.schedule = Schedule(
-            config.schedule, config.warmup_fraction, config.decay_fraction, config.final_lr_fraction
-        )
+        self.averaged_fraction = config.averaged_fraction or 0.0
+        final_rate = AVERAGED_FINAL_RATE if self.averaged_fraction else 0.0
+        if config.final_lr_fraction is not None:
+            final_rate = config.final_lr_fraction
+        self.schedule = Schedule(config.schedule, config.warmup_fraction, config.decay_fraction, final_rate)
         val_tokens = round(max_val_share(task) * task.val_tokens)
         self.budget = Budget(
             config, tokens_per_step, task.epoch_tokens, val_tokens, reserved_seconds, task.last_evaluations
@@ -159,6 +161,8 @@ class Trainer:
             if self._evaluate_finished(stop) if due.end else self._evaluate(stop):
                 return None  # decide again: that took time
             interrupted = True
+        if due.end and not interrupted and self.task.val_tokens == 0:
+            self._finish_without_evaluation()
         if due.save or due.end or interrupted:
             self._save()
         if due.end and not interrupted and self.state.generation + 1 < self.task.generations:
@@ -247,7 +251,8 @@ class Trainer:
         config, state, at, start = self.config, self.state, self.state.progress, time.monotonic()
         assert config.learning_rate is not None
         probe = self.budget.wants_probe(at)  # uses the time that _decide broadcast
-        factor = self.schedule.factor(self.budget.midpoint(at), state.first_factor)
+        progress = self.budget.midpoint(at)
+        factor = self.schedule.factor(progress, state.first_factor)
         factor *= learning_rate_factor(state.rollbacks)
         state.learning_rate = config.learning_rate * factor
         self.optimizer.scale_learning_rates(factor)
@@ -264,6 +269,9 @@ class Trainer:
             self._check_gradient()
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if progress > 1.0 - self.averaged_fraction:
+            state.averaged_steps += 1
+            self.optimizer.average(1 / state.averaged_steps)
         at.tokens += num_targets
         state.pending.tokens += num_targets
         state.pending.steps += 1
@@ -323,10 +331,10 @@ class Trainer:
             self._restore()
         else:
             self.task.initialize()
-            if (begun := self.task.optimizer_state()) is not None:
-                self._restore_optimizer(begun)
             start = Progress(seconds=failed.progress.seconds, first_second=failed.progress.first_second)
             self.state = TrainerState(MetricsAccumulator.empty(self.ranks.device), start)
+            if (begun := self.task.optimizer_state()) is not None:
+                self._restore_optimizer(begun)
         self.state.rollbacks, self.is_ending = failed.rollbacks + 1, False
         self.state.val_share = failed.val_share  # the task is still limited to it
         self.batches.load_state_dict(rows)
@@ -440,29 +448,53 @@ class Trainer:
         self.budget.plan_evaluations(self.ranks.broadcast_from_first(seconds)[0], self.state.progress)
 
     def _evaluate_finished(self, stop: StopSignal) -> bool:
-        """The last evaluation, of the weights as the task leaves them."""
+        """The last evaluation, of the averaged weights and as the task leaves them."""
         self._check_gradient()
         self._end_interval()
+        is_averaged = self.state.averaged_steps > 0
+        if is_averaged:
+            self._swap_averages()
         try:
             take_back = self.task.finish(self._cancelling(stop))
         except Cancelled:
+            if is_averaged:
+                self._swap_averages()
             self._mark_speed()
             return False
         self._mark_speed()
         state, at = self.state, self.state.progress
         state.is_finished = True  # the evaluation saves it
-        if take_back is None:
+        if take_back is None and not is_averaged:
             state.is_finished = state.evaluated_step == at.step or self._evaluate(stop)
             return state.is_finished
         best, step = state.best, at.step
-        state.best = None
+        if take_back is not None:
+            state.best = None
         if state.saved_step == step:  # interrupted here before: that checkpoint has the weights before the change
             at.step += 1
         if self._evaluate(stop):
             return True
-        take_back()
+        if take_back is not None:
+            take_back()
+        if is_averaged:
+            self._swap_averages()
         state.best, at.step, state.is_finished = best, step, False
         return False
+
+    def _finish_without_evaluation(self) -> None:
+        """Without held-out data: leave the averaged weights to be saved."""
+        state, at = self.state, self.state.progress
+        if state.averaged_steps == 0 or state.is_finished:
+            return
+        self._swap_averages()
+        state.is_finished = True
+        if state.saved_step == at.step:  # that checkpoint has the weights before
+            at.step += 1
+
+    def _swap_averages(self) -> None:
+        """Exchange the weights and their averages."""
+        reshard_all(self.parallel_loss)
+        self.optimizer.swap_averages()
 
     def _cancelling(self, stop: StopSignal) -> ReportedProgress:
         """Shows a stage; raises Cancelled after a signal. Several processes could not agree on that."""
@@ -564,7 +596,6 @@ class Trainer:
         self.ranks.wait()  # until rank 0 has written it
         self.task.load_weights(run)
         training = load_training_state(run)
-        self._restore_optimizer(training)
         where = str(run / "latest" / "training" / "state.json")
         values = check_object(training.values, STATE, where, CheckpointError)
         try:
@@ -574,6 +605,7 @@ class Trainer:
             raise CheckpointError(f"cannot read {where}: {error}") from error
         state, peak = self.state, self.config.learning_rate
         assert peak is not None
+        self._restore_optimizer(training)
         if state.progress.step == self.extended_at != state.progress.first_step:
             state.begin_schedule(state.learning_rate / peak / learning_rate_factor(state.rollbacks))
         if state.generation > 0:
@@ -590,7 +622,7 @@ class Trainer:
             from llamita.training.fsdp import reshard_optimizer_state
 
             tensors = reshard_optimizer_state(training, self.model)
-        restore_optimizer(self.optimizer, self.model, tensors)
+        restore_optimizer(self.optimizer, self.model, tensors, is_averaged=self.state.averaged_steps > 0)
 
     # ---------------------------------------------------------------- the end
 

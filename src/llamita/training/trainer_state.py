@@ -40,6 +40,7 @@ STATE: Schema = {  # state.json
         "rollbacks": dataclasses.replace(_COUNT, maximum=1000),
         "generation": Key("integer", default=0, null=False, minimum=0, maximum=1000),
         "has_learned": Key("boolean", required=True),
+        "averaged_steps": dataclasses.replace(_COUNT, required=False, default=0, null=False),
         "is_finished": Key("boolean", default=False, null=False),
         "metrics_bytes": _COUNT,
     }),
@@ -102,6 +103,7 @@ class TrainerState:
     val_share: float = 1.0  # of the held-out data that is evaluated, see Task.limit_evaluation
     rollbacks: int = 0
     generation: int = 0  # see generations.py
+    averaged_steps: int = 0  # of the schedule: whose weights the averages have
     has_learned: bool = False  # the loss was below that of a uniform distribution once
     is_finished: bool = False  # the weights are as the task leaves them, see Task.finish
     metrics_bytes: int = 0  # the length of metrics.jsonl
@@ -133,7 +135,7 @@ class TrainerState:
         at = self.progress
         at.first_step, at.first_tokens, at.first_second = at.step, at.tokens, at.seconds
         self.first_factor, self.evaluations, self.num_worse, self.to_beat = factor, 0, 0, None
-        self.is_finished = False
+        self.averaged_steps, self.is_finished = 0, False
 
     def state_dict(self, ranks: Ranks) -> dict[str, Any]:
         """JSON values. A collective: the pending loss is summed over all processes."""

@@ -146,8 +146,8 @@ def test_minutes_are_kept(
     replace_clock(monotonic=now)
     monkeypatch.setattr(planner, "PROBE_SECONDS", (0.01, 0.01))
     monkeypatch.setattr(Trainer, "_step", step)
-    config = make_config(story_store, tmp_path / "run", steps=None, minutes=0.15, eval_interval=None, dtype="float32")
-    result = train(config)
+    changes = {"steps": None, "minutes": 0.15, "eval_interval": None, "dtype": "float32", "averaged_fraction": 0.0}
+    result = train(make_config(story_store, tmp_path / "run", **changes))
     assert 5.0 < clock[0] < 9.1
     assert result.summary["steps"] > 1 and result.summary["val"] is not None
     rates = [line["learning_rate"] for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
