@@ -24,7 +24,9 @@ pytestmark = pytest.mark.slow
 
 STEPS, ROWS, INTERRUPTED_STEP = 40, 8, 25
 SHAPE: dict[str, Any] = {"layers": 2, "hidden": 32, "heads": 4, "kv_heads": 2, "context": 32}
-PACE: dict[str, Any] = {"steps": STEPS, "eval_interval": 20, "log_interval": 1, "device": "cpu", "threads": 1}
+PACE: dict[str, Any] = {
+    "steps": STEPS, "averaged_fraction": 0.5, "eval_interval": 20, "log_interval": 1, "device": "cpu", "threads": 1,
+}  # fmt: skip
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
 
