@@ -1,4 +1,4 @@
-"""What tests that train share: a run's metrics without times, a signal in the middle of a step."""
+"""What tests that train share: a tiny run, its metrics without times, a signal in the middle of a step."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 
+TINY: dict[str, Any] = {
+    "layers": 1, "hidden": 32, "heads": 2, "kv_heads": 1, "ffn": 64, "context": 64, "micro_batch_size": 4,
+    "device": "cpu", "threads": 1,
+}  # fmt: skip
 TIMINGS = ("seconds", "evaluation_seconds", "tokens_per_second", "mfu")
 
 
@@ -31,3 +35,16 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals =
         real(self)
 
     monkeypatch.setattr(Trainer, "_step", step_and_signal)
+
+
+def hold_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretraining finds no held-out text in a store."""
+    from llamita.training.pretraining import Pretraining  # needs torch
+
+    real = Pretraining.__init__
+
+    def without_val(self: Pretraining, *arguments: Any) -> None:
+        real(self, *arguments)
+        self.val_tokens = 0
+
+    monkeypatch.setattr(Pretraining, "__init__", without_val)

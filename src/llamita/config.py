@@ -411,7 +411,7 @@ class RunConfig:
     """Learning rate at the end, as a share of the peak. Default: 0; where weights are averaged 0.3."""
     averaged_fraction: Annotated[float | None, Option("SHARE", group="optimization")] = None
     """Share of the run, at its end, whose weights are averaged; the average is the result. Default: 0;
-    in pretraining 0.3 for text that is read more than four times."""
+    in pretraining without --qat 0.3 for text that is read more than four times."""
     weight_decay: Annotated[float | None, Option(group="optimization")] = None
     """Weight decay of matrices; embeddings and norms have none. Default: 0.1, more if a text is
     read many times."""

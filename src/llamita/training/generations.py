@@ -11,8 +11,8 @@ from __future__ import annotations
 import dataclasses
 
 TEACHER_COST = 1.35  # time of a token with a teacher of the same shape, in times without one
-# The fewest epochs of each of 3 or 2 generations: with fewer a third one gained nothing, and a fourth
-# never did (docs/experiments.md).
+# The fewest epochs that each of 3 or 2 generations must get. With fewer, a third one gained nothing;
+# a fourth one gained nothing with more (docs/experiments.md).
 MIN_EPOCHS = {3: 7.0, 2: 3.0}
 
 

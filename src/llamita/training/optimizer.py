@@ -20,7 +20,6 @@ from llamita.training.distributed_muon import MatrixFunction, distribute_replica
 HALF_LIFE_TOKENS = 500_000  # of the average of squared gradients
 MUON_RATE, MUON_MOMENTUM, ROW_BETA2 = 0.02, 0.9, 0.95
 AVERAGE = "average"  # in any optimizer's state: the mean of the weights after the last steps
-AVERAGED_FINAL_RATE = 0.3  # of the peak: with a rate that falls to 0, averaging gains less (docs/experiments.md)
 EPSILON = 1e-8  # added to the sizes of rows
 ROW_SQUARES = "row_squares"  # Muon's state: the running mean of the squared norm of each row
 FULL_STEP_TOKENS = 2048
@@ -214,25 +213,26 @@ class Optimizers:
     def average(self, share: float) -> None:
         """Move the average of each parameter towards it by this share; 1 begins an average (stochastic
         weight averaging, Izmailov et al. 2018, arXiv 1803.05407)."""
-        for part, parameter in self._trained():
+        for parameter, state in self._states():
             if share == 1:
-                part.state[parameter][AVERAGE] = parameter.detach().clone()
+                state[AVERAGE] = parameter.detach().clone()
             else:
-                local_tensor(part.state[parameter][AVERAGE]).lerp_(local_tensor(parameter.detach()), share)
+                local_tensor(state[AVERAGE]).lerp_(local_tensor(parameter.detach()), share)
 
     @torch.no_grad()
     def swap_averages(self) -> None:
         """Exchange each parameter and its average."""
-        for part, parameter in self._trained():
-            weights, average = local_tensor(parameter.detach()), local_tensor(part.state[parameter][AVERAGE])
+        for parameter, state in self._states():
+            weights, average = local_tensor(parameter.detach()), local_tensor(state[AVERAGE])
             before = weights.clone()
             weights.copy_(average)
             average.copy_(before)
 
-    def _trained(self) -> Iterator[tuple[torch.optim.Optimizer, nn.Parameter]]:
+    def _states(self) -> Iterator[tuple[nn.Parameter, dict[str, Any]]]:
+        """Each parameter with its state."""
         for part in self.parts:
             for group in part.param_groups:
-                yield from ((part, parameter) for parameter in group["params"])
+                yield from ((parameter, part.state[parameter]) for parameter in group["params"])
 
     def clear(self) -> None:
         """Drop all gradients and all optimizer state."""

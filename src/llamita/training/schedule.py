@@ -6,6 +6,8 @@ import dataclasses
 import math
 from typing import Literal
 
+AVERAGED_FINAL_RATE = 0.3  # of the peak: with a rate that falls to 0, averaging gains less (docs/experiments.md)
+
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:

@@ -42,10 +42,10 @@ from llamita.training.divergence import (
 from llamita.training.flops import peak_flops
 from llamita.training.generations import stretch_of
 from llamita.training.metrics_log import MetricsLog
-from llamita.training.optimizer import AVERAGED_FINAL_RATE, build_optimizer, optimizer_tensors, restore_optimizer
+from llamita.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 from llamita.training.prefetch import StepStream
 from llamita.training.progress import TrainingDisplay
-from llamita.training.schedule import Schedule
+from llamita.training.schedule import AVERAGED_FINAL_RATE, Schedule
 from llamita.training.signals import StopSignal
 from llamita.training.speed import SpeedMeter, StepQueue, affordable_val_share, max_val_share, time_evaluation
 from llamita.training.task import Task
@@ -97,9 +97,10 @@ class Trainer:
         self.checkpointer = Checkpointer(ranks, sharded=self.sharded)
         self.averaged_fraction = config.averaged_fraction or 0.0
         final_rate = AVERAGED_FINAL_RATE if self.averaged_fraction else 0.0
-        if config.final_lr_fraction is not None:
-            final_rate = config.final_lr_fraction
-        self.schedule = Schedule(config.schedule, config.warmup_fraction, config.decay_fraction, final_rate)
+        self.schedule = Schedule(
+            config.schedule, config.warmup_fraction, config.decay_fraction,
+            final_rate if config.final_lr_fraction is None else config.final_lr_fraction,
+        )  # fmt: skip
         val_tokens = round(max_val_share(task) * task.val_tokens)
         self.budget = Budget(
             config, tokens_per_step, task.epoch_tokens, val_tokens, reserved_seconds, task.last_evaluations
@@ -451,45 +452,45 @@ class Trainer:
         """The last evaluation, of the averaged weights and as the task leaves them."""
         self._check_gradient()
         self._end_interval()
-        is_averaged = self.state.averaged_steps > 0
-        if is_averaged:
+        state, at = self.state, self.state.progress
+        changes = contextlib.ExitStack()  # of the weights; close() takes them back
+        if state.averaged_steps > 0:
             self._swap_averages()
+            changes.callback(self._swap_averages)
         try:
             take_back = self.task.finish(self._cancelling(stop))
         except Cancelled:
-            if is_averaged:
-                self._swap_averages()
+            changes.close()
             self._mark_speed()
             return False
         self._mark_speed()
-        state, at = self.state, self.state.progress
-        state.is_finished = True  # the evaluation saves it
-        if take_back is None and not is_averaged:
-            state.is_finished = state.evaluated_step == at.step or self._evaluate(stop)
-            return state.is_finished
         best, step = state.best, at.step
+        state.is_finished = True  # the evaluation saves it
         if take_back is not None:
+            changes.callback(take_back)
             state.best = None
-        if state.saved_step == step:  # interrupted here before: that checkpoint has the weights before the change
-            at.step += 1
+        elif state.averaged_steps == 0:
+            state.is_finished = state.evaluated_step == step or self._evaluate(stop)
+            return state.is_finished
+        self._leave_checkpoint()
         if self._evaluate(stop):
             return True
-        if take_back is not None:
-            take_back()
-        if is_averaged:
-            self._swap_averages()
+        changes.close()
         state.best, at.step, state.is_finished = best, step, False
         return False
 
     def _finish_without_evaluation(self) -> None:
         """Without held-out data: leave the averaged weights to be saved."""
-        state, at = self.state, self.state.progress
-        if state.averaged_steps == 0 or state.is_finished:
-            return
-        self._swap_averages()
-        state.is_finished = True
-        if state.saved_step == at.step:  # that checkpoint has the weights before
-            at.step += 1
+        if self.state.averaged_steps > 0 and not self.state.is_finished:
+            self._swap_averages()
+            self.state.is_finished = True
+            self._leave_checkpoint()
+
+    def _leave_checkpoint(self) -> None:
+        """After a change of the weights: if the run was interrupted here before, the checkpoint of this
+        step has the weights before the change, so the changed ones get a step of their own."""
+        if self.state.saved_step == self.state.progress.step:
+            self.state.progress.step += 1
 
     def _swap_averages(self) -> None:
         """Exchange the weights and their averages."""

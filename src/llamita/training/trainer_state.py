@@ -105,7 +105,7 @@ class TrainerState:
     generation: int = 0  # see generations.py
     averaged_steps: int = 0  # of the schedule: whose weights the averages have
     has_learned: bool = False  # the loss was below that of a uniform distribution once
-    is_finished: bool = False  # the weights are as the task leaves them, see Task.finish
+    is_finished: bool = False  # the weights are averaged, and as Task.finish leaves them
     metrics_bytes: int = 0  # the length of metrics.jsonl
 
     def note_evaluation(self, objective: float, counts: bool = True) -> bool:

@@ -16,20 +16,17 @@ from llamita.checkpoint import load_tensors  # noqa: E402
 from llamita.config import TrainConfig  # noqa: E402
 from llamita.errors import CheckpointError  # noqa: E402
 from llamita.run_directory import read_metrics  # noqa: E402
-from llamita.training import pretraining  # noqa: E402
 from llamita.training.defaults import AVERAGED_FRACTION, fill_defaults  # noqa: E402
-from llamita.training.optimizer import AVERAGE, AVERAGED_FINAL_RATE  # noqa: E402
+from llamita.training.optimizer import AVERAGE  # noqa: E402
 from llamita.training.pretraining import train  # noqa: E402
+from llamita.training.schedule import AVERAGED_FINAL_RATE  # noqa: E402
 from llamita.training.trainer import Trainer  # noqa: E402
-from tests.training_runs import stop_at, untimed  # noqa: E402
+from tests.training_runs import TINY, hold_nothing_out, stop_at, untimed  # noqa: E402
 
 
 def make_config(store: Path, out: Path, **changes: Any) -> TrainConfig:
-    values: dict[str, Any] = {
-        "layers": 1, "hidden": 32, "heads": 2, "kv_heads": 1, "ffn": 64, "context": 64, "micro_batch_size": 4,
-        "steps": 10, "averaged_fraction": 0.3, "log_interval": 1, "eval_interval": 5, "device": "cpu", "threads": 1,
-    }  # fmt: skip
-    return TrainConfig(data=store, out=out, **(values | changes))
+    values = {"steps": 10, "averaged_fraction": 0.3, "log_interval": 1, "eval_interval": 5}
+    return TrainConfig(data=store, out=out, **(TINY | values | changes))
 
 
 @pytest.fixture
@@ -99,13 +96,7 @@ def test_each_generation_has_its_own_average(
 def test_without_held_out_text(
     story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after_steps: list[dict[str, Tensor]]
 ) -> None:
-    real = pretraining.Pretraining.__init__
-
-    def without_val(self: Any, *arguments: Any) -> None:
-        real(self, *arguments)
-        self.val_tokens = 0
-
-    monkeypatch.setattr(pretraining.Pretraining, "__init__", without_val)
+    hold_nothing_out(monkeypatch)
     assert train(make_config(story_store, tmp_path / "run", eval_interval=None)).summary["finished"]
     assert is_mean(tmp_path / "run", after_steps[-3:])
 

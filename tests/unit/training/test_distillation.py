@@ -24,6 +24,7 @@ from llamita.training import distillation
 from llamita.training.distillation import DistillationLoss, load_teacher
 from llamita.training.loss import SummedLoss, packed_mask
 from llamita.training.pretraining import train
+from tests.training_runs import TINY
 
 
 @pytest.fixture(scope="module")
@@ -150,12 +151,8 @@ def test_unfit_teachers_are_rejected(
 
 
 def make_config(store: Path, out: Path, **changes: Any) -> TrainConfig:
-    values: dict[str, Any] = {
-        "layers": 1, "hidden": 32, "heads": 2, "kv_heads": 1, "ffn": 64, "context": 64, "micro_batch_size": 4,
-        "steps": 10,
-        "log_interval": 5, "eval_interval": 5, "device": "cpu", "threads": 1,
-    }  # fmt: skip
-    return TrainConfig(data=store, out=out, **(values | changes))
+    values = {"steps": 10, "log_interval": 5, "eval_interval": 5}
+    return TrainConfig(data=store, out=out, **(TINY | values | changes))
 
 
 def test_a_run_with_a_teacher(story_store: Path, tmp_path: Path) -> None:

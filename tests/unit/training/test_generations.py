@@ -28,15 +28,12 @@ from llamita.training.planner import apply_generations  # noqa: E402
 from llamita.training.pretraining import SEED_STEP, train  # noqa: E402
 from llamita.training.trainer import Trainer  # noqa: E402
 from llamita.training.weight_rounding import WeightRounding  # noqa: E402
-from tests.training_runs import stop_at, untimed  # noqa: E402
+from tests.training_runs import TINY, hold_nothing_out, stop_at, untimed  # noqa: E402
 
 
 def make_config(store: Path, out: Path, **changes: Any) -> TrainConfig:
-    values: dict[str, Any] = {
-        "layers": 1, "hidden": 32, "heads": 2, "kv_heads": 1, "ffn": 64, "context": 64, "micro_batch_size": 4,
-        "steps": 12, "generations": 3, "log_interval": 1, "eval_interval": 2, "device": "cpu", "threads": 1,
-    }  # fmt: skip
-    return TrainConfig(data=store, out=out, **(values | changes))
+    values = {"steps": 12, "generations": 3, "log_interval": 1, "eval_interval": 2}
+    return TrainConfig(data=store, out=out, **(TINY | values | changes))
 
 
 def fake_scores(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> None:
@@ -159,13 +156,7 @@ def test_a_generation_that_stops_learning_makes_room_for_the_next(
 def test_without_held_out_text_the_last_checkpoint_teaches(
     story_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = pretraining.Pretraining.__init__
-
-    def without_val(self: Any, *arguments: Any) -> None:
-        real(self, *arguments)
-        self.val_tokens = 0
-
-    monkeypatch.setattr(pretraining.Pretraining, "__init__", without_val)
+    hold_nothing_out(monkeypatch)
     train(make_config(story_store, tmp_path / "run", steps=8, generations=2))
     assert (tmp_path / "run" / "teacher").readlink().name == "step-00000004"
 

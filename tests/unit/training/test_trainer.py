@@ -36,16 +36,12 @@ from llamita.training.pretraining import train  # noqa: E402
 from llamita.training.run import explain_out_of_memory, run_task  # noqa: E402
 from llamita.training.trainer import Trainer  # noqa: E402
 from llamita.training.trainer_state import MetricsAccumulator, TrainerState  # noqa: E402
-from tests.training_runs import stop_at, untimed  # noqa: E402
+from tests.training_runs import TINY, stop_at, untimed  # noqa: E402
 
 
 def make_config(store: Path, out: Path, **changes: Any) -> TrainConfig:
-    values: dict[str, Any] = {
-        "layers": 1, "hidden": 32, "heads": 2, "kv_heads": 1, "ffn": 64, "context": 64, "micro_batch_size": 4,
-        "steps": 12,
-        "log_interval": 5, "eval_interval": 6, "device": "cpu", "threads": 1,
-    }  # fmt: skip
-    return TrainConfig(data=store, out=out, **(values | changes))
+    values = {"steps": 12, "log_interval": 5, "eval_interval": 6}
+    return TrainConfig(data=store, out=out, **(TINY | values | changes))
 
 
 def weights(run: Path) -> bytes:
